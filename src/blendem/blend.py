@@ -1,0 +1,116 @@
+"""Blends as padded values: cut from a field, put into buckets, stacked into batches."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from blendem.observation import Observation
+
+
+class Blend(eqx.Module):
+    """All sources of a blend and every observation of it, padded to a bucket.
+
+    Attributes:
+        observations: One per instrument or epoch.
+        centers: Model pixel (y, x) of each source, `(source, 2)`.
+        is_star: True for point sources, `(source,)`.
+        present: False for padding, `(source,)`.
+    """
+
+    observations: tuple[Observation, ...]
+    centers: Float[Array, "source 2"]
+    is_star: Bool[Array, " source"]
+    present: Bool[Array, " source"]
+
+
+class Bucket(NamedTuple):
+    """Shape that blends are padded to: one compilation each.
+
+    Attributes:
+        sources: Number of sources.
+        size: Side of the image in the first observation [pixel].
+    """
+
+    sources: int
+    size: int
+
+
+def choose_bucket(
+    n_sources: int, shape: tuple[int, int], buckets: Sequence[Bucket]
+) -> Bucket | None:
+    """Smallest bucket (by pixels times sources) that holds a blend; `None` if none does."""
+    fits = [b for b in buckets if b.sources >= n_sources and b.size >= max(shape)]
+    return min(fits, key=lambda b: b.sources * b.size**2) if fits else None
+
+
+def bounding_box(
+    region: Bool[np.ndarray, "height width"],
+    positions: Float[np.ndarray, "source 2"],
+    margin: int,
+) -> tuple[int, int, int, int]:
+    """Box (y0, y1, x0, x1) around a footprint and its sources, inside the image."""
+    ys, xs = np.nonzero(region)
+    low = np.floor(positions.min(axis=0)).astype(int)
+    high = np.ceil(positions.max(axis=0)).astype(int)
+    y0 = min(ys.min(initial=low[0]), low[0]) - margin
+    y1 = max(ys.max(initial=high[0]), high[0]) + margin + 1
+    x0 = min(xs.min(initial=low[1]), low[1]) - margin
+    x1 = max(xs.max(initial=high[1]), high[1]) + margin + 1
+    height, width = region.shape
+    return max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
+
+
+def pad_observation(
+    image: Float[np.ndarray, "band height width"],
+    variance: Float[np.ndarray, "band height width"],
+    psf: Float[np.ndarray, "band size size"],
+    *,
+    size: int,
+    jacobian: Float[np.ndarray, "2 2"],
+    offset: Float[np.ndarray, " 2"],
+    band_index: tuple[int, ...],
+    same_grid: bool,
+) -> Observation:
+    """An observation padded at the far edges with masked zeros to `size` pixels.
+
+    Values under a mask are set to zero, so that a NaN there can do no harm.
+    """
+    masked = ~np.isfinite(variance)
+    image = np.where(masked, 0.0, image)
+    pad = [(0, 0), (0, size - image.shape[1]), (0, size - image.shape[2])]
+    return Observation(
+        image=np.pad(image, pad).astype(np.float32),
+        variance=np.pad(
+            np.where(masked, np.inf, variance), pad, constant_values=np.inf
+        ).astype(np.float32),
+        psf=np.asarray(psf, np.float32),
+        jacobian=np.asarray(jacobian, np.float32),
+        offset=np.asarray(offset, np.float32),
+        band_index=tuple(band_index),
+        same_grid=bool(same_grid),
+    )
+
+
+def pad_sources(
+    observations: tuple[Observation, ...],
+    centers: Float[np.ndarray, "source 2"],
+    is_star: Bool[np.ndarray, " source"],
+    sources: int,
+) -> Blend:
+    """A blend padded to `sources` sources; padding sits at the first source."""
+    n = len(centers)
+    padded = np.broadcast_to(centers[:1], (sources, 2)).astype(np.float32).copy()
+    padded[:n] = centers
+    star = np.zeros(sources, bool)
+    star[:n] = is_star
+    return Blend(observations, padded, star, np.arange(sources) < n)
+
+
+def stack(blends: Sequence[Blend], batch: int) -> Blend:
+    """Stack blends of one bucket on a leading axis of `batch`; the last one fills up."""
+    blends = list(blends) + [blends[-1]] * (batch - len(blends))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *blends)

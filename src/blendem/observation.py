@@ -1,0 +1,89 @@
+"""What was observed of a blend, and how likely a model makes it."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Observation(eqx.Module):
+    """One image of a blend: an instrument or an epoch, in one or more bands.
+
+    Attributes:
+        image: Pixel values [flux unit], shape `(band, height, width)`.
+        variance: Noise variance [flux unit^2], same shape; `inf` where masked.
+        psf: Effective PSF (pixel response included), centred, odd sides, sum 1, on the
+            observation's own grid, shape `(band, size, size)`.
+        jacobian: d(model pixel)/d(observed pixel), both (y, x), shape `(2, 2)`.
+        offset: Model pixel (y, x) of observed pixel (0, 0), shape `(2,)`.
+        band_index: Index of each observed band among the bands of the frame. Static.
+        same_grid: True where the jacobian is the identity. Static: another program.
+
+    Raises:
+        ValueError: If shapes disagree or the PSF has even sides.
+    """
+
+    image: Float[Array, "band height width"]
+    variance: Float[Array, "band height width"]
+    psf: Float[Array, "band size size"]
+    jacobian: Float[Array, "2 2"]
+    offset: Float[Array, " 2"]
+    band_index: tuple[int, ...] = eqx.field(static=True)
+    same_grid: bool = eqx.field(static=True)
+
+    def __check_init__(self):
+        image, variance, psf = self.image, self.variance, self.psf
+        if not hasattr(image, "shape"):  # inside tree transformations
+            return
+        if image.shape != variance.shape:
+            raise ValueError(
+                f"`image` {image.shape} and `variance` {variance.shape} must have the"
+                " same shape."
+            )
+        if image.ndim == 3 and len(self.band_index) != len(image):
+            raise ValueError(
+                f"`band_index` names {len(self.band_index)} bands, `image` has"
+                f" {len(image)}."
+            )
+        if psf.shape[-1] % 2 == 0 or psf.shape[-2] % 2 == 0:
+            raise ValueError(
+                f"`psf` must have odd sides so that it has a central pixel; got"
+                f" {psf.shape}. Pad or crop by one pixel."
+            )
+
+    @property
+    def weight(self) -> Float[Array, "band height width"]:
+        """Inverse variance, 0 where masked."""
+        return jnp.where(jnp.isinf(self.variance), 0.0, 1.0 / self.variance)
+
+    def to_observed(self, position: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        """Observed pixel (y, x) of a model pixel (y, x)."""
+        if self.same_grid:
+            return position - self.offset
+        return jnp.linalg.solve(self.jacobian, position - self.offset)
+
+
+def log_likelihood(
+    model: Float[Array, "band height width"], observation: Observation
+) -> Float[Array, ""]:
+    """Gaussian log-likelihood of `observation` given a rendered `model`.
+
+    The normalization is included, so values compare across noise levels. Masked pixels
+    (infinite variance) contribute nothing, whatever their image value.
+    """
+    masked = jnp.isinf(observation.variance)
+    # Mask the residual, not its square: 0 * NaN would still reach the gradient.
+    residual = jnp.where(masked, 0.0, observation.image - model)
+    variance = jnp.where(masked, 1.0, observation.variance)
+    log_norm = jnp.where(masked, 0.0, jnp.log(2 * jnp.pi * variance))
+    return -0.5 * jnp.sum(residual**2 / variance + log_norm)
+
+
+def chi2_per_band(
+    model: Float[Array, "band height width"], observation: Observation
+) -> tuple[Float[Array, " band"], Float[Array, " band"]]:
+    """Sum of squared residuals over noise sigma, and number of pixels, per band."""
+    masked = jnp.isinf(observation.variance)
+    residual = jnp.where(masked, 0.0, observation.image - model)
+    variance = jnp.where(masked, 1.0, observation.variance)
+    chi2 = jnp.sum(residual**2 / variance, axis=(-2, -1))
+    return chi2, jnp.sum(~masked, axis=(-2, -1)).astype(model.dtype)

@@ -1,0 +1,117 @@
+"""The PCA-Gaussian prior: basis, moments, Wiener denoiser, samples.
+
+A galaxy of reference flux s is `x = s (mean + sum_i z_i modes_i)`. The basis is fixed once
+from a broad simulation; EM moves only the moments of z, which start at N(0, 1).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class Basis(eqx.Module):
+    """Mean and modes of galaxy stamps of unit reference flux.
+
+    Attributes:
+        mean: Mean stamp, shape `(band, stamp, stamp)`.
+        modes: Principal modes, each scaled by its standard deviation, so that z has unit
+            variance over the training set, shape `(mode, band, stamp, stamp)`.
+        eigenvalues: Variance along each mode, `(mode,)`; the squared norms of `modes`.
+        residual: Variance of the training set outside the modes (sum over pixels).
+        bands: Names of the bands. Static.
+        psf_sigma: Sigma of the model PSF [model pixel] the stamps were drawn with.
+        pixel_scale: Side of a model pixel [arcsec].
+    """
+
+    mean: Float[Array, "band stamp stamp"]
+    modes: Float[Array, "mode band stamp stamp"]
+    eigenvalues: Float[Array, " mode"]
+    residual: Float[Array, ""]
+    psf_sigma: Float[Array, ""]
+    pixel_scale: Float[Array, ""]
+    bands: tuple[str, ...] = eqx.field(static=True)
+
+    def encode(self, u: Float[Array, "*n band stamp stamp"]) -> Float[Array, "*n mode"]:
+        """Coordinates z of stamps of unit reference flux (least squares)."""
+        flat = self.modes.reshape(len(self.modes), -1)
+        r = (u - self.mean).reshape(*u.shape[:-3], -1)
+        return (r @ flat.T) / self.eigenvalues
+
+    def decode(self, z: Float[Array, "*n mode"]) -> Float[Array, "*n band stamp stamp"]:
+        """Stamps of unit reference flux from coordinates z."""
+        flat = self.modes.reshape(len(self.modes), -1)
+        return self.mean + (z @ flat).reshape(*z.shape[:-1], *self.mean.shape)
+
+
+class GaussianPrior(eqx.Module):
+    """Normal distribution of the coordinates z in a fixed basis.
+
+    Attributes:
+        basis: The basis.
+        mean: Mean of z, `(mode,)`.
+        cholesky: Lower factor of the covariance of z, `(mode, mode)`.
+    """
+
+    basis: Basis
+    mean: Float[Array, " mode"]
+    cholesky: Float[Array, "mode mode"]
+
+    @classmethod
+    def standard(cls, basis: Basis) -> "GaussianPrior":
+        """The prior of the training set itself, z ~ N(0, 1)."""
+        n = len(basis.modes)
+        return cls(basis, np.zeros(n), np.eye(n))
+
+    @classmethod
+    def from_moments(
+        cls, basis: Basis, mean: np.ndarray, covariance: np.ndarray, floor: float = 1e-8
+    ) -> "GaussianPrior":
+        """The prior with given moments of z.
+
+        Eigenvalues of the covariance below `floor` (the variance over the training set
+        is 1) are raised to it, so that the factor exists.
+
+        Raises:
+            ValueError: If a moment is not finite.
+        """
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError(
+                "the moments of the Gaussian prior are not finite; look for blends with"
+                " NaN statistics in the E step."
+            )
+        values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+        root = vectors * np.sqrt(np.maximum(values, floor))
+        # A lower factor from the square root, by QR: stable for tiny eigenvalues.
+        lower = np.linalg.qr(root.T, mode="r").T
+        lower = lower * np.where(np.diag(lower) < 0, -1.0, 1.0)
+        return cls(basis, np.asarray(mean), lower)
+
+    @property
+    def covariance(self) -> Float[Array, "mode mode"]:
+        """Covariance of z."""
+        return self.cholesky @ self.cholesky.T
+
+    def sample(self, n: int, *, key: PRNGKeyArray) -> Float[Array, "n mode"]:
+        """Draw `n` coordinate vectors from the prior."""
+        dtype = jnp.asarray(self.cholesky).dtype
+        xi = jax.random.normal(key, (n, len(self.mean)), dtype)
+        return self.mean + xi @ self.cholesky.T
+
+    def denoise(
+        self, u_t: Float[Array, "*n band stamp stamp"], sigma_t: Float[Array, ""]
+    ) -> Float[Array, "*n band stamp stamp"]:
+        """Posterior mean E[u | u_t] for `u_t = u + sigma_t n` (the Wiener denoiser).
+
+        `W = mu + Q diag(l / (l + sigma^2)) Q^T (u_t - mu)` with the eigenpairs (l, Q) of
+        the pixel covariance; directions outside the basis have no variance.
+        """
+        flat = self.basis.modes.reshape(len(self.basis.modes), -1)
+        root = self.cholesky.T @ flat  # covariance of pixels = root^T root
+        gram = root @ root.T
+        mu = self.basis.decode(self.mean)
+        r = (u_t - mu).reshape(*u_t.shape[:-3], -1)
+        inner = gram + sigma_t**2 * jnp.eye(len(gram), dtype=gram.dtype)
+        y = jnp.linalg.solve(inner, (r @ root.T)[..., None])[..., 0]
+        return mu + (y @ root).reshape(u_t.shape)

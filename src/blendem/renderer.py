@@ -1,0 +1,219 @@
+"""The linear operator from model images to the pixels of one observation.
+
+Closed-form profiles are multiplied by the PSF on the observation's own Fourier grid, so
+that shifts, scales and rotations are exact. Free pixels (stamps) take the difference
+kernel: on a shared grid by a phase, otherwise by band-limited interpolation.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+from blendem.observation import Observation
+from blendem.psf import (
+    difference_kernel,
+    fast_length,
+    frequencies,
+    gaussian_transform,
+    image_transform,
+    image_transform_at,
+)
+
+LANCZOS = 5  # half-width of the interpolation kernel [upsampled model pixel]
+UPSAMPLE = 2  # Fourier zero-padding before interpolation
+
+
+class Renderer(eqx.Module):
+    """Renders one observation. Build it with `Renderer.of`.
+
+    Attributes:
+        psf_fourier: Transform of the PSF on the observation's FFT grid.
+        kernel: Difference kernel on the FFT grid of the stamps (the observation's own
+            where the grids agree, else that of the model pixels).
+        jacobian, offset: As in `Observation`.
+        psf_sigma: Sigma of the model PSF [model pixel].
+        shape: Height and width of the observation. Static.
+        n_image: Side of the observation's FFT grid. Static.
+        n_stamp: Side of the stamps' FFT grid. Static.
+        same_grid, band_index: As in `Observation`. Static.
+    """
+
+    psf_fourier: Complex[Array, "band n half"]
+    kernel: Complex[Array, "band m halfm"]
+    jacobian: Float[Array, "2 2"]
+    offset: Float[Array, " 2"]
+    psf_sigma: Float[Array, ""]
+    shape: tuple[int, int] = eqx.field(static=True)
+    n_image: int = eqx.field(static=True)
+    n_stamp: int = eqx.field(static=True)
+    same_grid: bool = eqx.field(static=True)
+    band_index: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(
+        cls, observation: Observation, stamp: int, psf_sigma: Float[Array, ""]
+    ) -> "Renderer":
+        """Precompute the operator of `observation` for stamps of side `stamp`.
+
+        The FFT grid is so large that light which leaves the image on one side does not
+        come back on the other, for any centre inside the image.
+        """
+        dtype = observation.image.dtype
+        psf = observation.psf.astype(dtype)
+        psf_sigma = jnp.asarray(psf_sigma, dtype)
+        reach = (stamp + psf.shape[-1]) // 2
+        n_image = fast_length(max(observation.image.shape[-2:]) + reach)
+        psf_fourier = image_transform(psf, n_image)
+        jacobian = observation.jacobian.astype(dtype)
+        if observation.same_grid:
+            n_stamp = n_image
+            ky, kx = frequencies(n_stamp, dtype)
+            observed = psf_fourier
+        else:
+            # The PSF may reach far in small model pixels; stamps that are larger than
+            # it set the scale, and what wraps around is below the PSF's own wings.
+            n_stamp = fast_length(2 * stamp)
+            ky, kx = frequencies(n_stamp, dtype)
+            ky_o = jacobian[0, 0] * ky + jacobian[1, 0] * kx
+            kx_o = jacobian[0, 1] * ky + jacobian[1, 1] * kx
+            observed = image_transform_at(psf, ky_o, kx_o)
+        kernel = difference_kernel(observed, gaussian_transform(ky, kx, psf_sigma))
+        return cls(
+            psf_fourier=psf_fourier,
+            kernel=kernel,
+            jacobian=jacobian,
+            offset=observation.offset.astype(dtype),
+            psf_sigma=psf_sigma,
+            shape=tuple(observation.image.shape[-2:]),
+            n_image=n_image,
+            n_stamp=n_stamp,
+            same_grid=observation.same_grid,
+            band_index=observation.band_index,
+        )
+
+    def observed_center(self, center: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        """Observed pixel (y, x) of a model pixel (y, x)."""
+        if self.same_grid:
+            return center - self.offset
+        return jnp.linalg.solve(self.jacobian, center - self.offset)
+
+    def model_frequencies(self) -> tuple[Array, Array]:
+        """Frequencies of the observation's FFT grid, in radian / *model* pixel."""
+        ky, kx = frequencies(self.n_image, self.psf_sigma.dtype)
+        if self.same_grid:
+            return ky, kx
+        inverse = jnp.linalg.inv(self.jacobian)
+        return (
+            inverse[0, 0] * ky + inverse[1, 0] * kx,
+            inverse[0, 1] * ky + inverse[1, 1] * kx,
+        )
+
+    def phase(self, center: Float[Array, " 2"]) -> Complex[Array, "n half"]:
+        """Transform of a unit impulse at model pixel `center` (y, x)."""
+        ky, kx = frequencies(self.n_image, self.psf_sigma.dtype)
+        y, x = self.observed_center(center)
+        return jnp.exp(-1j * (ky * y + kx * x))
+
+    def render_fourier(
+        self, transform: Complex[Array, "*batch n half"]
+    ) -> Float[Array, "*batch height width"]:
+        """Inverse transform from the observation's FFT grid, cropped to the image."""
+        image = jnp.fft.irfft2(transform, s=(self.n_image, self.n_image))
+        return image[..., : self.shape[0], : self.shape[1]]
+
+    def stamp_transform(
+        self, stamps: Float[Array, "*batch band stamp stamp"]
+    ) -> Complex[Array, "*batch band m halfm"]:
+        """Transform of centred stamps on their FFT grid, before any shift.
+
+        It depends on the FFT grid only, not on the observation: for the modes of a prior it is
+        computed once and shared by all blends of a bucket.
+        """
+        return image_transform(stamps, self.n_stamp)
+
+    def render_stamps(
+        self,
+        stamps: Float[Array, "*batch band stamp stamp"],
+        center: Float[Array, " 2"],
+    ) -> Float[Array, "*batch band height width"]:
+        """Image of model stamps (already in this observation's bands) at `center`."""
+        return self.render_transform(self.stamp_transform(stamps), center)
+
+    def render_transform(
+        self, transform: Complex[Array, "*batch band m halfm"], center: Float[Array, " 2"]
+    ) -> Float[Array, "*batch band height width"]:
+        """Image of stamps given by `stamp_transform`, at model pixel `center`."""
+        return self.render_band(transform, self.kernel, center)
+
+    def render_band(
+        self,
+        transform: Complex[Array, "*batch m halfm"],
+        kernel: Complex[Array, "*band m halfm"],
+        center: Float[Array, " 2"],
+    ) -> Float[Array, "*batch height width"]:
+        """As `render_transform`, with the kernel of the wanted bands given."""
+        lead = transform.ndim - kernel.ndim
+        kernel = kernel.reshape((1,) * lead + kernel.shape)
+        if self.same_grid:
+            phase = self.phase(center)
+            phase = phase.reshape((1,) * (transform.ndim - 2) + phase.shape)
+            return self.render_fourier(transform * kernel * phase)
+        return self._interpolate(transform * kernel, center)
+
+    def _interpolate(
+        self, transform: Complex[Array, "*batch m halfm"], center: Float[Array, " 2"]
+    ) -> Float[Array, "*batch height width"]:
+        """Evaluate a convolved stamp on the observation's pixels.
+
+        Fourier zero-padding by `UPSAMPLE`, then a Lanczos kernel whose taps have unit
+        sum. Pixels beyond the FFT grid of the stamp read zero.
+        """
+        m, big = self.n_stamp, UPSAMPLE * self.n_stamp
+        dtype = self.psf_sigma.dtype
+        rows = jnp.concatenate(
+            [
+                transform[..., : m // 2, :],
+                jnp.zeros((*transform.shape[:-2], big - m, m // 2 + 1), transform.dtype),
+                transform[..., m // 2 :, :],
+            ],
+            axis=-2,
+        )
+        image = jnp.fft.irfft2(rows, s=(big, big)) * UPSAMPLE**2
+        image = jnp.roll(image, (big // 2, big // 2), (-2, -1))
+
+        height, width = self.shape
+        y, x = jnp.meshgrid(
+            jnp.arange(height, dtype=dtype), jnp.arange(width, dtype=dtype), indexing="ij"
+        )
+        dy, dx = y - self.observed_center(center)[0], x - self.observed_center(center)[1]
+        jac = self.jacobian
+        at_y = (jac[0, 0] * dy + jac[0, 1] * dx) * UPSAMPLE + big // 2
+        at_x = (jac[1, 0] * dy + jac[1, 1] * dx) * UPSAMPLE + big // 2
+        index_y, weight_y = _taps(at_y.ravel(), big)
+        index_x, weight_x = _taps(at_x.ravel(), big)
+        flat = image.reshape(*image.shape[:-2], big * big)
+        out = jnp.zeros((*image.shape[:-2], height * width), image.dtype)
+        for i in range(2 * LANCZOS):
+            for j in range(2 * LANCZOS):
+                weight = weight_y[i] * weight_x[j]
+                tap = jnp.take(flat, index_y[i] * big + index_x[j], axis=-1)
+                out = out + tap * weight.reshape((1,) * (tap.ndim - 1) + weight.shape)
+        # Flux per model pixel -> flux per observed pixel.
+        area = jnp.abs(jac[0, 0] * jac[1, 1] - jac[0, 1] * jac[1, 0])
+        return (out * area).reshape(*image.shape[:-2], height, width)
+
+
+def _taps(
+    at: Float[Array, " pixel"], size: int
+) -> tuple[Array, Float[Array, "tap pixel"]]:
+    """Indices and Lanczos weights of the taps around `at`; weight 0 off the grid."""
+    low = jnp.floor(at)
+    steps = jnp.arange(-LANCZOS + 1, LANCZOS + 1, dtype=at.dtype)
+    distance = (at - low)[None, :] - steps[:, None]
+    weight = jnp.sinc(distance) * jnp.sinc(distance / LANCZOS)
+    weight = weight / jnp.sum(weight, axis=0)[None]
+    index = low[None, :] + steps[:, None]
+    inside = (index >= 0) & (index < size)
+    index = jnp.clip(index, 0, size - 1).astype(jnp.int32)
+    return jax.lax.stop_gradient(index), jnp.where(inside, weight, 0.0)
