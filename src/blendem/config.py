@@ -1,0 +1,421 @@
+"""Settings of a run: typed, validated once, the only place where defaults stand.
+
+Snakemake hands over a plain mapping; `load_config` turns it into a frozen `RunConfig` or
+names every bad field at once. Rules pass one section each, so that changing `plot` does
+not retrain the prior.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+# The names of `blendem.survey.instruments.INSTRUMENTS`, repeated here because importing
+# GalSim costs every Snakemake job a second; a test compares the two.
+InstrumentName = Literal["hsc_wide", "hsc_deep", "lsst_10yr", "hst_f814w"]
+Population = Literal["realistic", "wrong"]
+# Directions beyond `prior.modes` of the range finder, `prior.pca.OVERSAMPLING`, and the
+# number of symmetric copies of a stamp, `prior.symmetry.N_SYMMETRIES`.
+PCA_OVERSAMPLING, N_SYMMETRIES = 24, 8
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message lists every bad field."""
+
+
+def _none_if_empty(value: Any) -> Any:
+    """`--config fields=` and `fields=null` arrive as strings and mean: not given."""
+    if isinstance(value, str) and value.strip().lower() in {"", "null", "none", "~"}:
+        return None
+    return value
+
+
+def _text(value: Any) -> Any:
+    """YAML reads a run named 2024 as a number; it is a name all the same."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+OptionalPath = Annotated[str | None, BeforeValidator(_none_if_empty)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SimulateConfig(Section):
+    """Simulated fields; used where `fields` is null."""
+
+    instrument: InstrumentName = Field("hsc_deep", description="whose noise and seeing")
+    n_fields: PositiveInt = Field(2, description="number of fields")
+    shape: tuple[PositiveInt, PositiveInt] = Field(
+        (256, 256), description="height and width of a field [pixel]"
+    )
+    mode: Literal["scatter", "blends"] = Field(
+        "scatter",
+        description="uniform positions, or isolated blends on a grid of tiles",
+    )
+    n_blends: PositiveInt = Field(16, description="blends per field in mode `blends`")
+    density: PositiveFloat = Field(1.0, description="times the real surface density")
+    mag_limit: float = Field(25.0, ge=18, le=30, description="faintest galaxy [mag, i]")
+    star_density: NonNegativeFloat = Field(2.0, description="stars [per arcmin^2]")
+    population: Population = Field(
+        "realistic", description="galaxies; `wrong` is Exponential only, for EM tests"
+    )
+
+
+class FrameConfig(Section):
+    """The grid on which sources are modelled."""
+
+    stamp: PositiveInt = Field(
+        49, description="side of a source's stamp [model pixel], odd"
+    )
+    psf_sigma: float = Field(
+        0.7, ge=0.5, le=3, description="sigma of the Gaussian model PSF [model pixel]"
+    )
+    bands: tuple[Text, ...] | None = Field(
+        None, description="model bands, in order; null: those of the instrument"
+    )
+    pixel_scale: PositiveFloat | None = Field(
+        None, description="model pixel [arcsec]; null: that of the first observation"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "FrameConfig":
+        if self.stamp % 2 == 0:
+            raise ValueError(
+                f"stamp: must be odd so that it has a central pixel, got {self.stamp};"
+                f" use {self.stamp + 1}"
+            )
+        if self.bands is not None and not self.bands:
+            raise ValueError("bands: empty; name at least one band, or give null")
+        if self.bands is not None and len(set(self.bands)) != len(self.bands):
+            raise ValueError(f"bands: must name each band once, got {self.bands}")
+        return self
+
+
+class StampsConfig(Section):
+    """Training stamps of the first prior."""
+
+    n: PositiveInt = Field(2000, description="number of galaxies")
+    chunks: PositiveInt = Field(2, description="jobs that draw them")
+    mag_limit: float = Field(25.0, ge=18, le=30, description="faintest galaxy [mag, i]")
+    population: Population = Field("realistic", description="as in `simulate`")
+
+    @model_validator(mode="after")
+    def _check(self) -> "StampsConfig":
+        if self.chunks > self.n:
+            raise ValueError(
+                f"chunks: {self.chunks} is more than n = {self.n}; lower it"
+            )
+        return self
+
+
+class PriorConfig(Section):
+    """What galaxies look like."""
+
+    tier: Literal["gaussian"] = Field(
+        "gaussian", description="kind of prior; only the PCA-Gaussian exists"
+    )
+    modes: PositiveInt = Field(64, description="number of principal modes")
+    amplitude_jitter: NonNegativeFloat = Field(
+        0.6,
+        description="sd of ln(amplitude) in training; 0.3 was too narrow: 68 % coverage"
+        " 0.52 above blendedness 0.5",
+    )
+    start: OptionalPath = Field(
+        None, description="path of a prior to start from; null: train one from stamps"
+    )
+
+
+class EMConfig(Section):
+    """Improving the prior from the blended observations."""
+
+    laps: NonNegativeInt = Field(2, le=99, description="laps; 0 keeps the first prior")
+    iterations: PositiveInt = Field(1, description="EM iterations within a lap")
+    symmetric: bool = Field(True, description="keep the 8 symmetries of the square")
+    min_eigenvalue: PositiveFloat = Field(
+        1e-8, description="floor of the prior variance of a mode [training variance]"
+    )
+
+
+class DetectConfig(Section):
+    """Finding sources where no catalog is given, and grouping them into blends."""
+
+    threshold: PositiveFloat = Field(3.0, description="detection threshold [sigma]")
+    minarea: PositiveInt = Field(5, description="smallest detection [pixel]")
+    group_threshold: PositiveFloat = Field(
+        3.0, description="sources above it in one footprint are one blend [sigma]"
+    )
+    max_sources: PositiveInt = Field(8, description="larger blends are split")
+
+
+class BucketConfig(Section):
+    """Shape that blends are padded to; one compilation each."""
+
+    sources: PositiveInt = Field(description="number of sources")
+    size: int = Field(ge=8, description="side of the image [pixel]")
+
+
+class BlendsConfig(Section):
+    """Cutting blends out of the fields."""
+
+    buckets: tuple[BucketConfig, ...] = Field(
+        (
+            BucketConfig(sources=4, size=64),
+            BucketConfig(sources=8, size=64),
+            BucketConfig(sources=8, size=112),
+        ),
+        min_length=1,
+        description="shapes that blends are padded to",
+    )
+    batch: PositiveInt = Field(8, description="blends computed at once")
+    margin: NonNegativeInt = Field(4, description="margin around a footprint [pixel]")
+
+
+class InferConfig(Section):
+    """Posterior of a blend."""
+
+    samples: int = Field(64, ge=2, description="posterior draws per blend")
+    reference_band: Text = Field("i", description="band whose flux is the amplitude")
+    recentre: bool = Field(True, description="fit the catalog positions first")
+    recentre_iterations: PositiveInt = Field(3, description="Gauss-Newton steps of it")
+    centroid_sigma: NonNegativeFloat = Field(
+        0.05, description="sd of a centre, marginalised [model pixel]; 0: off"
+    )
+    sky: Literal["none", "flat"] = Field(
+        "none", description="unknown flat sky per observation and band, or none"
+    )
+    sky_sigma: NonNegativeFloat = Field(
+        0.3, description="prior sd of the flat sky [median pixel noise sigma]"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "InferConfig":
+        if self.sky == "flat" and self.sky_sigma == 0:
+            raise ValueError("sky_sigma: 0 with sky: flat; give a width, or sky: none")
+        return self
+
+
+class MapConfig(Section):
+    """Closed-form fits, the classical comparison."""
+
+    profile: Literal["sersic", "bulge_disk", "exponential"] = Field(
+        "sersic", description="profile of a galaxy"
+    )
+    steps: PositiveInt = Field(150, description="optimizer steps")
+    learning_rate: float = Field(
+        0.05, gt=0, le=1, description="step of the unconstrained parameters"
+    )
+
+
+class PlotConfig(Section):
+    """Figures; nothing else depends on this section."""
+
+    max_blends: PositiveInt = Field(6, description="blends drawn per figure")
+    max_sources: PositiveInt = Field(6, description="sources drawn per figure")
+    n_samples: PositiveInt = Field(4, description="posterior draws shown per source")
+    stretch: PositiveFloat = Field(
+        5.0, description="linear range of the Lupton stretch [median pixel noise sigma]"
+    )
+    q: PositiveFloat = Field(8.0, description="softening Q of the Lupton stretch")
+    rgb: tuple[Text, ...] = Field(
+        ("i", "r", "g"), description="bands shown as red, green and blue"
+    )
+    dpi: int = Field(150, ge=30, le=1200, description="resolution [dot/inch]")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PlotConfig":
+        if len(self.rgb) not in (1, 3):
+            raise ValueError(
+                f"rgb: must name 3 bands (red, green, blue) or 1 (grey), got {self.rgb}"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    run: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] = Field(
+        "quickstart", description="name of the run; its output is results/<run>/"
+    )
+    title: Text = Field("", description="one line for the report")
+    seed: NonNegativeInt = Field(
+        0, le=2**32 - 1, description="seed of all random numbers"
+    )
+    fields: OptionalPath = Field(
+        None, description="TSV that lists the observations; null: simulated fields"
+    )
+    chunks: PositiveInt = Field(1, description="jobs over which the fields are dealt")
+    simulate: SimulateConfig = SimulateConfig()
+    frame: FrameConfig = FrameConfig()
+    stamps: StampsConfig = StampsConfig()
+    prior: PriorConfig = PriorConfig()
+    em: EMConfig = EMConfig()
+    detect: DetectConfig = DetectConfig()
+    blends: BlendsConfig = BlendsConfig()
+    infer: InferConfig = InferConfig()
+    map: MapConfig = MapConfig()
+    plot: PlotConfig = PlotConfig()
+
+    @model_validator(mode="after")
+    def _check_sections_together(self) -> "RunConfig":
+        problems = list(_conflicts(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _conflicts(config: RunConfig) -> Iterator[str]:
+    """Fields that are fine alone and do not fit together."""
+    stamp, bands = config.frame.stamp, config.frame.bands
+    # The FFT grid has side >= size + (stamp + PSF) / 2 (`Renderer.of`); a stamp must fit.
+    smallest = min(bucket.size for bucket in config.blends.buckets)
+    if stamp > 2 * smallest:
+        yield (
+            f"frame.stamp: {stamp} pixels do not fit the FFT of the smallest"
+            f" blends.buckets size, {smallest}; use buckets of {(stamp + 1) // 2} or more"
+        )
+    most = max(bucket.sources for bucket in config.blends.buckets)
+    if most < config.detect.max_sources:
+        yield (
+            f"detect.max_sources: {config.detect.max_sources} is more than the largest"
+            f" blends.buckets holds, {most}; lower it or add a bucket"
+        )
+    training = config.stamps.n * N_SYMMETRIES
+    if config.prior.start is None and config.prior.modes + PCA_OVERSAMPLING > training:
+        yield (
+            f"prior.modes: {config.prior.modes} modes cannot be learned from stamps.n ="
+            f" {config.stamps.n}; raise stamps.n to"
+            f" {-(-(config.prior.modes + PCA_OVERSAMPLING) // N_SYMMETRIES)}"
+        )
+    if bands is not None and config.infer.reference_band not in bands:
+        yield (
+            f"infer.reference_band: {config.infer.reference_band!r} is not among"
+            f" frame.bands {bands}"
+        )
+    missing = [b for b in config.plot.rgb if bands is not None and b not in bands]
+    if missing:
+        yield f"plot.rgb: {missing} not among frame.bands {bands}"
+
+
+def load_config(source: Mapping[str, Any] | str | Path) -> RunConfig:
+    """Validate a mapping, or the YAML file at a path.
+
+    Numbers may be strings (YAML reads `1e-3` as one, and `--config` values are strings).
+
+    Raises:
+        ConfigError: If the file cannot be read or a field is bad. The message has one line
+            per bad field: its path, what it got and, for an unknown key, the nearest
+            known one.
+    """
+    if isinstance(source, str | Path):
+        name, source = str(source), _read_yaml(Path(source))
+    else:
+        name = "the configuration"
+    if not isinstance(source, Mapping):
+        raise ConfigError(
+            f"{name} must hold `key: value` lines, got {type(source).__name__}."
+        )
+    # A section that is written but left empty (`em:`) is None in YAML: its defaults.
+    sections = {k for k, f in RunConfig.model_fields.items() if _model(f.annotation)}
+    source = {k: v for k, v in source.items() if not (v is None and k in sections)}
+    try:
+        return RunConfig.model_validate(source)
+    except ValidationError as error:
+        errors = error.errors()
+        # A list with a bad item is also called too short: keep the innermost message.
+        errors = [
+            e
+            for e in errors
+            if not any(
+                o is not e and o["loc"][: len(e["loc"])] == e["loc"]
+                for o in errors
+                if len(o["loc"]) > len(e["loc"])
+            )
+        ]
+        lines = [line for e in errors for line in _describe(e)]
+        raise ConfigError(
+            f"{name} has {len(lines)} bad field{'s' * (len(lines) != 1)}:\n"
+            + "\n".join(f"  - {line}" for line in lines)
+        ) from None
+
+
+def config_hash(config: BaseModel) -> str:
+    """Return 12 hexadecimal digits that name the values of a configuration or a section.
+
+    It depends on the values only: defaults written out or left out give the same hash.
+    """
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read configuration {path}: {error.strerror}; see config/ for examples."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """Return the section in an annotation, through containers and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, Union, UnionType):
+        return next(filter(None, map(_model, get_args(annotation))), None)
+    return None
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """Keys that are allowed beside the one that `location` ends in."""
+    model: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _describe(error: Mapping[str, Any]) -> list[str]:
+    """Lines for one pydantic error: path, what it got, what to do."""
+    location = tuple(error["loc"])
+    path = ".".join(map(str, location))
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return [f"{path}: unknown key; {advice}"]
+    if error["type"] == "value_error":
+        text = str(error["ctx"]["error"])
+        # Validators start their messages with the name of the field in their section.
+        return [f"{path}.{line}" if path else line for line in text.splitlines()]
+    got = "" if error["type"] == "missing" else f"got {error['input']!r}; "
+    advice = error["msg"][0].lower() + error["msg"][1:]
+    if path == "prior.tier":
+        advice += " (other tiers are not implemented)"
+    if path == "run":
+        advice += " (letters, digits, `_`, `.` and `-`)"
+    return [f"{path}: {got}{advice}"]

@@ -1,0 +1,178 @@
+"""Bad configurations are named field by field; good ones load, hash and stay frozen."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from blendem.config import ConfigError, RunConfig, config_hash, load_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
+
+
+def message(mapping) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(mapping)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configurations_load_and_name_their_folder(path):
+    assert load_config(path).run == path.stem
+
+
+def test_defaults_are_those_of_the_methods_page():
+    config = load_config({})
+    assert (config.frame.stamp, config.frame.psf_sigma) == (49, 0.7)
+    assert (config.prior.modes, config.prior.amplitude_jitter) == (64, 0.6)
+    buckets = [(b.sources, b.size) for b in config.blends.buckets]
+    assert buckets == [(4, 64), (8, 64), (8, 112)]
+
+
+def test_every_field_is_described_and_every_quantity_has_a_unit():
+    def fields(model):
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from fields(inner)
+            else:
+                yield name, field
+
+    found = dict(fields(RunConfig))
+    assert len(found) > 40
+    assert [name for name, f in found.items() if not f.description] == []
+    for name in (
+        "stamp",
+        "psf_sigma",
+        "mag_limit",
+        "threshold",
+        "margin",
+        "pixel_scale",
+    ):
+        assert "[" in found[name].description, name
+
+
+def test_all_bad_fields_are_listed_at_once():
+    text = message(
+        {
+            "run": "a/b",
+            "frame": {"stamp": 48},
+            "infer": {"samples": -3, "sky": "curved"},
+            "blends": {"buckets": [{"sources": 4, "size": "big"}]},
+        }
+    )
+    assert "5 bad fields" in text
+    assert "run: got 'a/b'" in text
+    assert "frame.stamp: must be odd" in text and "got 48; use 49" in text
+    assert "infer.samples: got -3" in text
+    assert "infer.sky: got 'curved'" in text and "'flat'" in text
+    assert "blends.buckets.0.size: got 'big'" in text
+
+
+@pytest.mark.parametrize(
+    ("mapping", "path", "nearest"),
+    [
+        ({"sed": 3}, "sed", "seed"),
+        ({"infer": {"sample": 3}}, "infer.sample", "samples"),
+        (
+            {"blends": {"buckets": [{"sources": 1, "size": 64, "sorces": 2}]}},
+            "blends.buckets.0.sorces",
+            "sources",
+        ),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(mapping, path, nearest):
+    assert f"{path}: unknown key; did you mean '{nearest}'?" in message(mapping)
+
+
+def test_an_unknown_key_that_resembles_nothing_lists_the_known_ones():
+    assert "em.zzz: unknown key; known: laps, iterations" in message({"em": {"zzz": 1}})
+
+
+def test_a_tier_that_does_not_exist_is_refused_with_its_reason():
+    text = message({"prior": {"tier": "latent"}})
+    assert "prior.tier: got 'latent'" in text
+    assert "'gaussian'" in text and "not implemented" in text
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"frame": {"stamp": 129}}, ["frame.stamp: 129", "64", "65 or more"]),
+        (
+            {"detect": {"max_sources": 9}},
+            ["detect.max_sources: 9", "8", "add a bucket"],
+        ),
+        # 64 modes and 24 extra directions from 8 copies of each stamp: 11 stamps at least.
+        ({"stamps": {"n": 10}}, ["prior.modes: 64", "stamps.n = 10", "stamps.n to 11"]),
+        (
+            {"frame": {"bands": ["g", "r"]}},
+            ["infer.reference_band: 'i'", "plot.rgb: ['i']"],
+        ),
+        ({"frame": {"bands": ["g", "g"]}}, ["frame.bands", "once"]),
+        ({"frame": {"bands": []}}, ["frame.bands", "empty"]),
+        ({"stamps": {"n": 100, "chunks": 200}}, ["stamps.chunks: 200", "n = 100"]),
+        ({"plot": {"rgb": ["g", "r"]}}, ["plot.rgb", "3 bands"]),
+        ({"infer": {"sky": "flat", "sky_sigma": 0}}, ["infer.sky_sigma: 0"]),
+        ({"frame": {"psf_sigma": float("nan")}}, ["frame.psf_sigma: got nan"]),
+        ({"run": "../up"}, ["run: got '../up'", "letters"]),
+    ],
+)
+def test_fields_that_do_not_fit_together(mapping, words):
+    text = message(mapping)
+    assert [word for word in words if word not in text] == []
+
+
+def test_the_largest_stamp_that_fits_is_accepted():
+    assert load_config({"frame": {"stamp": 127}}).frame.stamp == 127
+    assert load_config({"stamps": {"n": 11}}).stamps.n == 11
+
+
+def test_values_from_the_command_line_arrive_as_strings(tmp_path):
+    config = load_config({"run": 2024, "fields": "mine.tsv", "seed": "7"})
+    assert (config.run, config.fields, config.seed) == ("2024", "mine.tsv", 7)
+    assert load_config({"fields": "null"}).fields is None
+    assert load_config({"fields": ""}).fields is None
+    # PyYAML follows YAML 1.1, where `1e-3` without a point is a string.
+    path = tmp_path / "a.yaml"
+    path.write_text("em: {min_eigenvalue: 1e-3}\nmap:\n")
+    assert yaml.safe_load(path.read_text())["em"]["min_eigenvalue"] == "1e-3"
+    assert load_config(path).em.min_eigenvalue == 1e-3
+
+
+def test_unreadable_files(tmp_path):
+    assert "missing.yaml" in message(tmp_path / "missing.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1,\n")
+    assert "not valid YAML" in message(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "got list" in message(tmp_path / "list.yaml")
+
+
+def test_the_hash_follows_the_values_and_nothing_else():
+    written_out = load_config({"seed": "0", "prior": {"modes": 64}})
+    assert config_hash(load_config({})) == config_hash(written_out)
+    assert config_hash(load_config({"seed": 1})) != config_hash(written_out)
+    plot = load_config({"plot": {"dpi": 300}})
+    assert config_hash(plot.em) == config_hash(written_out.em)
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config({}).em.laps = 3
+
+
+def test_instruments_are_those_of_the_library():
+    instruments = pytest.importorskip("blendem.survey.instruments")
+    annotation = (
+        load_config({}).simulate.__class__.model_fields["instrument"].annotation
+    )
+    assert set(annotation.__args__) == set(instruments.INSTRUMENTS)
+
+
+def test_the_numbers_of_the_pca_are_those_of_the_library():
+    from blendem import config
+    from blendem.prior import pca
+
+    assert config.PCA_OVERSAMPLING == pca.OVERSAMPLING
+    assert config.N_SYMMETRIES == pca.N_SYMMETRIES
