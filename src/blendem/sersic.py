@@ -5,6 +5,7 @@ for Mellin transforms it is a contour integral of Gamma functions that converges
 exponentially, for every n, so the table is exact to rounding and is built in 0.1 s.
 """
 
+import math
 from functools import lru_cache
 
 import jax
@@ -20,8 +21,8 @@ N_MIN, N_MAX = 0.3, 6.5  # range of the index in the table
 # is within 2e-6 of the integral (tests/test_sersic.py; the largest error is at n = 0.3).
 N_NODES, Q_NODES = 40, 288
 Q_SOFT, Q_MAX = 1e-2, 1e5  # at Q_MAX the transform is below 3e-7
-LN_N_STEP = np.log(N_MAX / N_MIN) / (N_NODES - 1)
-X_STEP = np.log(Q_MAX / Q_SOFT) / (Q_NODES - 1)
+LN_N_STEP = math.log(N_MAX / N_MIN) / (N_NODES - 1)
+X_STEP = math.log(Q_MAX / Q_SOFT) / (Q_NODES - 1)
 
 
 def sersic_b(n: float | np.ndarray) -> np.ndarray:
@@ -106,6 +107,11 @@ def _split(u: Array, intervals: int) -> tuple[Array, Array, Array]:
     return index, u - index.astype(u.dtype), inside
 
 
+def _node(q2: Array) -> Array:
+    """Node coordinate in x; 0 at q = 0."""
+    return 0.5 / X_STEP * jnp.log1p(q2 / Q_SOFT**2)
+
+
 def _row(n: Float[Array, ""]) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Spline coefficients in x at index `n`, and their derivative by `n`."""
     index, f, inside = _split(jnp.log(n / N_MIN) / LN_N_STEP, N_NODES - 1)
@@ -123,8 +129,7 @@ def _taps(row: Float[Array, " c"], index: Array, weights: tuple[Array, ...]) -> 
 
 @jax.custom_jvp
 def _evaluate(q2: Float[Array, "*k"], n: Float[Array, ""]) -> Float[Array, "*k"]:
-    u = (0.5 * jnp.log(q2 + Q_SOFT**2) - np.log(Q_SOFT)) / X_STEP
-    index, f, _ = _split(u, Q_NODES - 1)
+    index, f, _ = _split(_node(q2), Q_NODES - 1)
     return _taps(_row(n)[0], index, _weights(f))
 
 
@@ -133,8 +138,7 @@ def _evaluate_jvp(primals, tangents):
     # The rule of the gather would be a scatter per frequency, which is slow; the splines'
     # own derivatives make the pull-back a product and a sum.
     (q2, n), (q2_dot, n_dot) = primals, tangents
-    u = (0.5 * jnp.log(q2 + Q_SOFT**2) - np.log(Q_SOFT)) / X_STEP
-    index, f, inside = _split(u, Q_NODES - 1)
+    index, f, inside = _split(_node(q2), Q_NODES - 1)
     row, row_slope = _row(n)
     weights = _weights(f)
     by_q2 = _taps(row, index, _slopes(f)) * inside / (2 * X_STEP * (q2 + Q_SOFT**2))
@@ -142,9 +146,7 @@ def _evaluate_jvp(primals, tangents):
     return value, by_q2 * q2_dot + _taps(row_slope, index, weights) * n_dot
 
 
-def sersic_transform(
-    q2: Float[Array, "*k"], n: Float[Array, ""]
-) -> Float[Array, "*k"]:
+def sersic_transform(q2: Float[Array, "*k"], n: Float[Array, ""]) -> Float[Array, "*k"]:
     """Transform of the round, untruncated Sersic profile of unit flux.
 
     Twice continuously differentiable in both arguments, also at q = 0. It is a function
