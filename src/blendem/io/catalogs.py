@@ -1,0 +1,118 @@
+"""Catalogs of sources that users give: columns found, completed and made plain."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from blendem.io.readers import is_fits, open_fits
+from blendem.io.table import InputError
+
+TYPES = ("galaxy", "star")
+
+
+def read_catalog(path: Path) -> Table:
+    """Read a catalog file: FITS (HDU CATALOG, else the first table), ECSV or CSV.
+
+    Raises:
+        InputError: If it is missing, of another kind, or damaged.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"catalog {path}: no such file; check column `catalog` of the table of fields"
+        )
+    if is_fits(path):
+        tables = [hdu for hdu in open_fits(path) if isinstance(hdu, fits.BinTableHDU)]
+        if not tables:
+            raise InputError(
+                f"catalog {path}: holds no table; write the sources as one"
+            )
+        named = [hdu for hdu in tables if hdu.name == "CATALOG"]
+        return Table.read((named or tables)[0])
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".ecsv"):
+        raise InputError(
+            f"catalog {path}: unknown kind of file; give FITS, ECSV or CSV"
+        )
+    try:
+        return Table.read(path, format=f"ascii{suffix}")
+    except (OSError, ValueError, TypeError, zlib.error) as error:
+        raise InputError(
+            f"catalog {path}: cannot be read as {suffix[1:].upper()} ({error}); write it"
+            " again, for example with astropy.table.Table.write"
+        ) from None
+
+
+def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
+    """Columns id, x, y, ra, dec and type of a catalog, whatever else it has.
+
+    Names are compared without case. Positions come from `x`, `y`, else from `ra`, `dec`
+    and the WCS; the other pair is computed, NaN where there is no WCS. Sources without a
+    `type` are galaxies.
+
+    Raises:
+        InputError: If a column is missing or of a wrong kind.
+    """
+    columns = {column.lower(): column for column in catalog.colnames}
+
+    def numbers(key: str) -> np.ndarray:
+        column = catalog[columns[key]]
+        if column.dtype.kind not in "iuf" or column.ndim != 1:
+            raise InputError(
+                f"{name}: column {key} must hold numbers, got {column.dtype}"
+            )
+        return np.ma.filled(np.ma.asarray(column, float), np.nan)
+
+    if "id" not in columns:
+        raise InputError(
+            f"{name}: lacks column id, it has {catalog.colnames}; number the sources"
+        )
+    ids = catalog[columns["id"]]
+    if ids.dtype.kind not in "iu" and len(ids):
+        raise InputError(f"{name}: column id must hold integers, got {ids.dtype}")
+    pixel, sky = {"x", "y"} <= columns.keys(), {"ra", "dec"} <= columns.keys()
+    if not pixel and not sky:
+        raise InputError(
+            f"{name}: lacks columns x, y or ra, dec, it has {catalog.colnames}; add one pair"
+        )
+    if not pixel and wcs is None:
+        raise InputError(
+            f"{name}: has ra, dec but the image has no WCS; add columns x, y (0-based) or a"
+            " WCS in HDU SCI"
+        )
+    ra = dec = np.full(len(catalog), np.nan)
+    if sky:
+        ra, dec = numbers("ra"), numbers("dec")
+    if pixel:
+        x, y = numbers("x"), numbers("y")
+        if not sky and wcs is not None and len(catalog):
+            ra, dec = wcs.all_pix2world(x, y, 0)
+    elif len(catalog):
+        x, y = wcs.all_world2pix(ra, dec, 0, quiet=True)
+    else:
+        x = y = ra
+    clean = Table(
+        {"id": np.asarray(ids, np.int64), "x": x, "y": y, "ra": ra, "dec": dec}
+    )
+    clean["type"] = _types(catalog, columns.get("type"), name)
+    for key, unit in (("x", "pixel"), ("y", "pixel"), ("ra", "deg"), ("dec", "deg")):
+        clean[key].unit = unit
+    return clean
+
+
+def _types(catalog: Table, column: str | None, name: str) -> np.ndarray:
+    """`galaxy` or `star` of each source."""
+    if column is None:
+        return np.full(len(catalog), "galaxy", "U6")
+    values = np.ma.filled(np.ma.asarray(catalog[column]).astype("U"), "")
+    values = np.char.lower(np.char.strip(values))
+    values = np.where(values == "", "galaxy", values)
+    unknown = sorted(set(values.tolist()) - set(TYPES))
+    if unknown:
+        raise InputError(
+            f"{name}: column type holds {unknown[:5]}; give `galaxy` or `star`"
+        )
+    return values.astype("U6")

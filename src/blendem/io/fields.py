@@ -1,0 +1,273 @@
+"""Observations in and out of files: the input contract of docs/formats.md."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+from jaxtyping import Bool, Float
+
+from blendem.io.atomic import atomic_path
+from blendem.io.catalogs import clean_catalog, read_catalog
+from blendem.io.checks import check_catalog, check_pixels, check_psf, check_shapes
+from blendem.io.readers import read_raw
+from blendem.io.table import FieldRow, InputError, input_error, read_fields_table
+from blendem.survey.instruments import INSTRUMENTS
+
+__all__ = [
+    "FieldRow",
+    "InputError",
+    "ObservedField",
+    "read_fields_table",
+    "read_observation",
+    "validate_fields",
+    "write_field",
+]
+
+
+@dataclass(frozen=True)
+class ObservedField:
+    """One checked observation of a field.
+
+    Attributes:
+        field, instrument, path: As in the table of fields.
+        bands: Name of each plane.
+        image: Pixel values [unit], `(band, height, width)` float32; 0 where masked.
+        variance: [unit^2], same shape, float32; inf where masked.
+        psf: Effective PSF, sum 1, odd square, `(band, size, size)` float32.
+        wcs: Celestial WCS, or None.
+        magzero: `mag = magzero - 2.5 log10(flux)` (AB).
+        unit: Unit of the pixels, as the file says it.
+        catalog: Columns `id`, `x`, `y` [pixel, 0-based], `ra`, `dec` [deg] (NaN without
+            WCS), `type` (galaxy or star); None if sources are to be detected.
+    """
+
+    field: str
+    instrument: str
+    path: Path
+    bands: tuple[str, ...]
+    image: Float[np.ndarray, "band height width"]
+    variance: Float[np.ndarray, "band height width"]
+    psf: Float[np.ndarray, "band size size"]
+    wcs: WCS | None
+    magzero: float
+    unit: str
+    catalog: Table | None
+
+
+def read_observation(row: FieldRow) -> ObservedField:
+    """Read and check one observation.
+
+    Bands and zero point are those of the file, else of the table's columns, else of the
+    instrument. Sources are those of column `catalog`, else of the file, else None.
+
+    Raises:
+        InputError: It lists everything that is wrong with the file.
+    """
+    raw = read_raw(row.path)
+    where = f"{row.path} (field {row.field})"
+    bands, magzero, problems = _settle(row, raw.bands, raw.magzero, len(raw.image))
+    problems += check_shapes(raw.image, raw.variance, raw.psf, bands, raw.names)
+    if problems:
+        raise input_error(where, problems)
+    image, variance = _single(raw.image), _single(raw.variance)
+    problems += check_pixels(image, variance, raw.masked, bands, raw.names)
+    if ((raw.variance > 0) & (variance < np.finfo(np.float32).tiny)).any():
+        problems.append(
+            f"{raw.names['VAR']}: values as small as {raw.variance.min():.3g} do not fit"
+            " float32; give image and variance in a smaller unit and change MAGZERO"
+        )
+    psf = raw.psf.astype(np.float64)
+    problems += check_psf(psf, bands, raw.names["PSF"])
+    catalog = None
+    try:
+        if row.catalog is not None:
+            name, catalog = f"catalog {row.catalog}", read_catalog(row.catalog)
+        elif raw.catalog is not None:
+            name, catalog = raw.names["CATALOG"], raw.catalog
+        if catalog is not None:
+            catalog = clean_catalog(catalog, raw.wcs, name)
+            problems += check_catalog(catalog, image.shape[1:], raw.wcs, name)
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        raise input_error(where, problems)
+    masked = raw.masked | np.isposinf(variance)
+    return ObservedField(
+        field=row.field,
+        instrument=row.instrument,
+        path=row.path,
+        bands=bands,
+        image=np.where(masked, np.float32(0), image),
+        variance=np.where(masked, np.float32(np.inf), variance),
+        psf=_square(psf / psf.sum((1, 2), keepdims=True)).astype(np.float32),
+        wcs=raw.wcs,
+        magzero=magzero,
+        unit=raw.unit,
+        catalog=catalog,
+    )
+
+
+def validate_fields(table: str | Path | Sequence[FieldRow]) -> None:
+    """Read every observation once and check it, and what must agree within a field.
+
+    Args:
+        table: Path of a table of fields, or its rows.
+
+    Raises:
+        InputError: It lists the problems of all files.
+    """
+    rows = table if isinstance(table, Sequence) and not isinstance(table, str) else None
+    rows = read_fields_table(table) if rows is None else rows
+    fields = {}
+    for row in rows:
+        fields.setdefault(row.field, []).append(row)
+    problems = [p for group in fields.values() for p in _problems_of_field(group)]
+    if problems:
+        where = f"{len(rows)} observations" if rows is table else str(table)
+        raise input_error(where, problems)
+
+
+def _problems_of_field(rows: Iterable[FieldRow]) -> list[str]:
+    problems, has_wcs = [], {}
+    for row in rows:
+        try:
+            observed = read_observation(row)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        has_wcs[row.path] = observed.wcs is not None
+    if len(set(has_wcs.values())) > 1:
+        without = next(path for path, has in has_wcs.items() if not has)
+        problems.append(
+            f"{without} (field {row.field}): no WCS, but another observation of the field has"
+            " one; give every observation of a field a WCS, or none"
+        )
+    return problems
+
+
+def _settle(
+    row: FieldRow,
+    bands: tuple[str, ...] | None,
+    magzero: float | None,
+    planes: int,
+) -> tuple[tuple[str, ...] | None, float | None, list[str]]:
+    """Bands and zero point from file, table and instrument, and their conflicts."""
+    problems = []
+    instrument = INSTRUMENTS.get(row.instrument)
+    if bands and row.bands and bands != row.bands:
+        problems.append(
+            f"bands: the file says {bands}, column `bands` says {row.bands}; correct one"
+        )
+    bands = bands or row.bands
+    known = None if instrument is None else tuple(instrument.bands)
+    if bands and known and not set(bands) <= set(known):
+        problems.append(
+            f"bands: {bands} are not those of instrument {row.instrument}, {known}; rename"
+            " the bands or the instrument (names of your own are allowed)"
+        )
+    if not bands:
+        if known is None or len(known) != planes:
+            of = f"has {known}" if known else "is not a known one"
+            problems.append(
+                f"bands: neither the file nor column `bands` names the {planes} planes, and"
+                f" instrument {row.instrument!r} {of}; add card BANDS, key `filters` or"
+                " column `bands`"
+            )
+        bands = known
+    if magzero is not None and row.magzero is not None and magzero != row.magzero:
+        problems.append(
+            f"zero point: the file says {magzero}, column `magzero` says {row.magzero};"
+            " correct one"
+        )
+    magzero = row.magzero if magzero is None else magzero
+    if magzero is None and instrument is not None:
+        magzero = float(instrument.magzero)
+    if magzero is None:
+        problems.append(
+            "zero point: neither the file nor column `magzero` has it and instrument"
+            f" {row.instrument!r} is not a known one; add card MAGZERO, key `magzero` or"
+            " column `magzero`"
+        )
+    elif not np.isfinite(magzero):
+        problems.append(f"zero point: got {magzero}; give the AB zero point [mag]")
+    return bands, magzero, problems
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    """Native float32; a variance beyond its range becomes inf, that is masked."""
+    with np.errstate(over="ignore", under="ignore"):
+        return array.astype(np.float32)
+
+
+def _square(psf: Float[np.ndarray, "band height width"]) -> np.ndarray:
+    """Pad the shorter odd side with zeros; the central pixel stays the central pixel."""
+    side = max(psf.shape[1:])
+    pad = [((side - n) // 2, (side - n) // 2) for n in psf.shape[1:]]
+    return np.pad(psf, [(0, 0), *pad])
+
+
+def write_field(
+    path: str | Path,
+    *,
+    image: Float[np.ndarray, "band height width"],
+    variance: Float[np.ndarray, "band height width"],
+    psf: Float[np.ndarray, "band size size"],
+    bands: Sequence[str],
+    magzero: float,
+    unit: str = "",
+    wcs: WCS | None = None,
+    mask: Bool[np.ndarray, "band height width"] | None = None,
+    catalog: Table | None = None,
+    cards: dict[str, str | float | int] | None = None,
+) -> None:
+    """Write an observation that `read_observation` reads back.
+
+    Args:
+        path: FITS file; it appears only when complete.
+        image, variance, psf, bands, magzero, unit, wcs, catalog: As in `ObservedField`.
+        mask: True where masked, besides pixels of infinite variance.
+        cards: More cards for the primary header.
+
+    Raises:
+        ValueError: If the arrays do not fit together.
+    """
+    names = {"SCI": "`image`", "VAR": "`variance`", "PSF": "`psf`"}
+    problems = list(
+        check_shapes(
+            np.asarray(image),
+            np.asarray(variance),
+            np.asarray(psf),
+            tuple(bands),
+            names,
+        )
+    )
+    if problems:
+        raise ValueError("; ".join(problems))
+    masked = np.isposinf(variance)
+    if mask is not None:
+        masked = masked | np.asarray(mask, bool)
+    header = wcs.to_header() if wcs is not None else fits.Header()
+    header["BANDS"] = (",".join(bands), "name of each plane")
+    header["MAGZERO"] = (float(magzero), "AB zero point [mag]")
+    header["BUNIT"] = (unit, "unit of the pixels")
+    hdus = fits.HDUList(
+        [
+            fits.PrimaryHDU(),
+            fits.ImageHDU(np.asarray(image, np.float32), header, name="SCI"),
+            fits.ImageHDU(np.asarray(variance, np.float32), name="VAR"),
+            fits.ImageHDU(masked.astype(np.uint8), name="MASK"),
+            fits.ImageHDU(np.asarray(psf, np.float32), name="PSF"),
+        ]
+    )
+    for key, value in (cards or {}).items():
+        hdus[0].header[key] = value
+    if catalog is not None:
+        table = fits.table_to_hdu(catalog)
+        table.name = "CATALOG"
+        hdus.append(table)
+    with atomic_path(path) as temporary:
+        hdus.writeto(temporary)

@@ -1,0 +1,298 @@
+"""Raw content of observation files: FITS and NPZ become one `RawObservation`.
+
+Nothing is judged here but whether the parts exist and can be read; see `io.checks`.
+"""
+
+import warnings
+import zipfile
+import zlib
+from collections import ChainMap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS, FITSFixedWarning
+
+from blendem.io.table import InputError, split_bands
+
+# Bits of LSST image masks (lsst.afw.image.Mask, default planes) whose pixels are not used:
+# BAD, SAT, EDGE, SUSPECT, NO_DATA, the choice of LSST's multi-band deblenders
+# (lsst.scarlet: `defaultBadPixelMasks`). DETECTED, INTRP, CR and others stay in.
+LSST_PLANES = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
+FITS_SUFFIXES = (".fits", ".fit", ".fits.gz", ".fit.gz", ".fits.fz")
+
+
+@dataclass(frozen=True)
+class RawObservation:
+    """What a file holds, before any check.
+
+    Attributes:
+        image, variance: `(band, height, width)`; variance is inf where weights are 0.
+        masked: True where pixels are not used, same shape.
+        psf: `(band, height, width)`.
+        names: What the file calls `image`, `variance`, `mask`, `psf` and `catalog`.
+        bands, magzero, unit, wcs, catalog: None (unit: empty) where the file is silent.
+    """
+
+    image: np.ndarray
+    variance: np.ndarray
+    masked: np.ndarray
+    psf: np.ndarray
+    names: dict[str, str]
+    bands: tuple[str, ...] | None
+    magzero: float | None
+    unit: str
+    wcs: WCS | None
+    catalog: Table | None
+
+
+def is_fits(path: Path) -> bool:
+    """Whether the name of a file says that it is FITS."""
+    return path.name.lower().endswith(FITS_SUFFIXES)
+
+
+def read_raw(path: Path) -> RawObservation:
+    """Read an observation file by its suffix.
+
+    Raises:
+        InputError: If it is missing, of another kind, damaged, or lacks a part.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; check column `path` of the table of fields and, if it is"
+            " used there, BLENDEM_DATA"
+        )
+    if is_fits(path):
+        return _read_fits(path)
+    if path.suffix.lower() == ".npz":
+        return _read_npz(path)
+    raise InputError(
+        f"{path}: unknown kind of file; give FITS (.fits, .fits.gz) or .npz"
+    )
+
+
+def open_fits(path: Path) -> fits.HDUList:
+    """Open a FITS file with all its data in memory.
+
+    Raises:
+        InputError: If it is not FITS, or truncated.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with fits.open(path, memmap=False) as hdus:
+                for hdu in hdus:
+                    _ = hdu.data  # reads, so that a truncated file fails here
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            TypeError,
+            IndexError,
+            zlib.error,
+        ) as error:
+            kind = (
+                "truncated or damaged" if _starts_as_fits(path) else "not a FITS file"
+            )
+            raise InputError(f"{path}: {kind} ({error}); copy it again") from None
+    if any("truncated" in str(w.message).lower() for w in caught):
+        raise InputError(f"{path}: truncated or damaged; copy it again")
+    return hdus
+
+
+def _starts_as_fits(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start == b"SIMPLE  =" or start[:2] == b"\x1f\x8b"
+
+
+def _read_fits(path: Path) -> RawObservation:
+    hdus = open_fits(path)
+    found = {hdu.name: hdu for hdu in hdus}
+
+    def image(name: str) -> np.ndarray:
+        hdu = found.get(name)
+        if hdu is None or hdu.data is None or not hdu.is_image:
+            raise InputError(
+                f"{path}: lacks the image HDU {name}, it has"
+                f" {', '.join(n or 'an unnamed HDU' for n in found)}; see docs/formats.md"
+            )
+        return _planes(np.asarray(hdu.data))
+
+    sci, variance, psf = image("SCI"), image("VAR"), image("PSF")
+    # Cards of the primary header hold where SCI itself is silent.
+    card = ChainMap(dict(found["SCI"].header), dict(hdus[0].header))
+    if "MASK" in found:
+        mask_header = found["MASK"].header
+        planes = {n: mask_header.get(f"MP_{n}") for n in LSST_PLANES}
+        planes = {n: bit for n, bit in planes.items() if bit is not None}
+        masked = _mask(path, "HDU MASK", image("MASK"), sci.shape, planes or None)
+    else:
+        masked = np.zeros(sci.shape, bool)
+    bands = card.get("BANDS")
+    magzero = card.get("MAGZERO")
+    catalog = None
+    if "CATALOG" in found:
+        if not isinstance(found["CATALOG"], fits.BinTableHDU | fits.TableHDU):
+            raise InputError(f"{path}: HDU CATALOG is not a table; write it as one")
+        catalog = Table.read(found["CATALOG"])
+    return RawObservation(
+        image=sci,
+        variance=variance,
+        masked=masked,
+        psf=psf,
+        names={k: f"HDU {k}" for k in ("SCI", "VAR", "MASK", "PSF", "CATALOG")},
+        bands=None if bands is None else split_bands(str(bands)),
+        magzero=_number(path, "card MAGZERO of HDU SCI", magzero),
+        unit=str(card.get("BUNIT", "")),
+        wcs=_read_wcs(path, found["SCI"].header, hdus),
+        catalog=catalog,
+    )
+
+
+def _read_wcs(path: Path, header: fits.Header, hdus: fits.HDUList) -> WCS | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        try:
+            wcs = WCS(header, fobj=hdus, naxis=2)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise InputError(
+                f"{path}: the WCS in HDU SCI cannot be read ({error}); repair or remove it"
+            ) from None
+    return wcs if wcs.has_celestial else None
+
+
+def _read_npz(path: Path) -> RawObservation:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            data = {key: file[key] for key in file.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        # NumPy proposes to unpickle whatever is not an archive; that is not the remedy.
+        reason = "not an npz archive" if "pickle" in str(error) else error
+        if "Object arrays" in str(error):
+            reason = "holds pickled objects, which are not read"
+        raise InputError(
+            f"{path}: truncated, damaged or not readable ({reason}); copy it again, or save"
+            " plain arrays with numpy.savez"
+        ) from None
+    except AttributeError:  # a single array with the suffix of an archive
+        raise InputError(
+            f"{path}: holds one array, not named ones; save it with numpy.savez"
+        ) from None
+
+    def first(*keys: str) -> str:
+        for key in keys:
+            if key in data:
+                return key
+        raise InputError(
+            f"{path}: lacks key {' or '.join(f'`{k}`' for k in keys)}, it has"
+            f" {', '.join(sorted(data))}; see docs/formats.md"
+        )
+
+    image = _planes(data[first("images", "image")])
+    name = first("variance", "weights")
+    variance = _planes(data[name])
+    if name == "weights":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variance = np.where(variance == 0, np.inf, 1.0 / variance)
+    masked = np.zeros(image.shape, bool)
+    if "mask" in data:
+        masked |= _mask(path, "key `mask`", data["mask"], image.shape, LSST_PLANES)
+    if "footprint" in data:
+        inside = _mask(path, "key `footprint`", data["footprint"], image.shape, None)
+        masked |= ~inside
+    psf = first("psfs", "psf")
+    where = next((k for k in ("catalog", "peaks", "centers") if k in data), "catalog")
+    bands = data.get("filters")
+    return RawObservation(
+        image=image,
+        variance=variance,
+        masked=masked,
+        psf=_planes(data[psf]),
+        names={
+            "SCI": "key `images`",
+            "VAR": f"key `{name}`",
+            "MASK": "key `mask`",
+            "PSF": f"key `{psf}`",
+            "CATALOG": f"key `{where}`",
+        },
+        bands=None if bands is None else tuple(str(b) for b in np.atleast_1d(bands)),
+        magzero=_number(path, "key `magzero`", data.get("magzero")),
+        unit=str(data.get("unit", "")),
+        wcs=None,
+        catalog=_npz_catalog(path, where, data[where]) if where in data else None,
+    )
+
+
+def _npz_catalog(path: Path, key: str, values: np.ndarray) -> Table:
+    """Positions of an NPZ file.
+
+    A structured array has named fields. A plain `(n, 2)` array is (x, y) under `catalog`
+    and `peaks`, and (y, x) under `centers`, as in the test sets of scarlet_lite.
+    """
+    if values.dtype.names:
+        catalog = Table(np.atleast_1d(values))
+    elif values.ndim == 2 and values.shape[1] == 2 and values.dtype.kind in "iuf":
+        names = ("y", "x") if key == "centers" else ("x", "y")
+        catalog = Table(np.asarray(values, float), names=names)
+    else:
+        raise InputError(
+            f"{path}: key `{key}` must be (n, 2) positions or have fields x and y, got"
+            f" {values.dtype} of shape {values.shape}; see docs/formats.md"
+        )
+    if "id" not in catalog.colnames:
+        catalog.add_column(np.arange(len(catalog)), name="id", index=0)
+    return catalog
+
+
+def _number(path: Path, name: str, value: object) -> float | None:
+    """A zero point, or None where there is none."""
+    if value is None:
+        return None
+    value = np.asarray(value)
+    if value.size != 1 or value.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: {name} is {value.tolist()!r}; give one number, the AB zero point [mag]"
+        )
+    return float(value.ravel()[0])
+
+
+def _planes(array: np.ndarray) -> np.ndarray:
+    """A single plane is an image of one band."""
+    return array[None] if array.ndim == 2 else array
+
+
+def _mask(
+    path: Path,
+    name: str,
+    values: np.ndarray,
+    shape: tuple[int, ...],
+    planes: dict[str, int] | None,
+) -> np.ndarray:
+    """True where pixels are masked (for a footprint: where they are inside).
+
+    Values other than 0 and 1 are bits: those of `planes` count. Without `planes` every
+    value that is not 0 counts.
+    """
+    if values.dtype.kind not in "biu":
+        raise InputError(
+            f"{path}: {name} must hold booleans or integers, got {values.dtype}; convert it"
+        )
+    if values.ndim not in (2, 3) or values.shape not in (
+        shape,
+        shape[1:],
+        (1, *shape[1:]),
+    ):
+        raise InputError(
+            f"{path}: {name} has shape {values.shape}, the image has {shape}; give (band, y,"
+            " x) or (y, x)"
+        )
+    if planes is None or values.dtype.kind == "b" or values.max(initial=0) <= 1:
+        masked = values != 0
+    else:
+        masked = (
+            values.astype(np.int64) & sum(1 << bit for bit in planes.values())
+        ) != 0
+    return np.broadcast_to(masked, shape)
