@@ -23,7 +23,8 @@ EXPONENTIAL_HALF_LIGHT = 1.6783469900166605
 
 def as_float(value: ArrayLike | Sequence) -> Float[Array, "..."]:
     """Return `value` as an array: floats keep their precision, all else gets float32."""
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")]
+    leaves = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")]
+    dtypes = [jnp.asarray(leaf).dtype for leaf in leaves]
     dtypes = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     return jnp.asarray(value, jnp.result_type(*dtypes) if dtypes else jnp.float32)
 

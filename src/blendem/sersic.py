@@ -25,7 +25,7 @@ LN_N_STEP = math.log(N_MAX / N_MIN) / (N_NODES - 1)
 X_STEP = math.log(Q_MAX / Q_SOFT) / (Q_NODES - 1)
 
 
-def sersic_b(n: float | np.ndarray) -> np.ndarray:
+def sersic_b(n: float | np.ndarray) -> float | np.ndarray:
     """Constant b that makes R_e the half-light radius: P(2 n, b) = 1/2 (NumPy)."""
     return gammaincinv(2 * np.asarray(n, float), 0.5)
 
