@@ -180,8 +180,8 @@ def image(
         oversample: Samples per pixel and axis; every `oversample`-th is kept. Static.
             It sets the highest frequency, oversample x pi. By default 3 with a PSF (the
             Gaussian of sigma = 0.7 is 3e-10 there) and 10 without, where only 1 / k
-            damps: for R_e = 3 the largest error in units of the peak is 2e-5 for n = 1,
-            7e-4 for n = 2.5, 3e-3 for n = 4; a point source is not represented.
+            damps: for R_e = 3 the largest error in units of the peak is 1e-5 for n = 1,
+            5e-4 for n = 2.5, 2e-3 for n = 4; a point source is not represented.
         pad: Side of the periodic grid in units of the image's. Static. Light further
             than about (pad - 1/2) sides away comes back: 1e-4 of the flux for n = 4,
             R_e = 3 on 41 pixels.
