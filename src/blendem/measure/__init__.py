@@ -1,0 +1,1 @@
+"""What is scored: photometry, shapes, metrics against the truth, calibration."""
