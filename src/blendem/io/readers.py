@@ -85,6 +85,7 @@ def open_fits(path: Path) -> fits.HDUList:
             with fits.open(path, memmap=False) as hdus:
                 for hdu in hdus:
                     _ = hdu.data  # reads, so that a truncated file fails here
+                last = hdus[-1].fileinfo()
         except (
             OSError,
             EOFError,
@@ -97,7 +98,11 @@ def open_fits(path: Path) -> fits.HDUList:
                 "truncated or damaged" if _starts_as_fits(path) else "not a FITS file"
             )
             raise InputError(f"{path}: {kind} ({error}); copy it again") from None
-    if any("truncated" in str(w.message).lower() for w in caught):
+    # astropy passes over a header that is cut off: bytes are left behind the last HDU.
+    leftover = not path.name.endswith(".gz") and (
+        path.stat().st_size > last["datLoc"] + last["datSpan"]
+    )
+    if leftover or any("truncated" in str(w.message).lower() for w in caught):
         raise InputError(f"{path}: truncated or damaged; copy it again")
     return hdus
 
@@ -166,7 +171,8 @@ def _read_wcs(path: Path, header: fits.Header, hdus: fits.HDUList) -> WCS | None
 
 def _read_npz(path: Path) -> RawObservation:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy does not close a path that turns out to be no archive.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             data = {key: file[key] for key in file.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         # NumPy proposes to unpickle whatever is not an archive; that is not the remedy.
