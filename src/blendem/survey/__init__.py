@@ -1,0 +1,1 @@
+"""What is drawn: instruments, populations, GalSim fields, detection and grouping."""
