@@ -10,6 +10,7 @@ from scipy import special, stats
 from blendem.measure.photometry import quantiles
 
 LEVELS = (0.68, 0.95)
+Levels = Sequence[float] | Float[np.ndarray, " level"]
 
 
 def pulls(
@@ -25,7 +26,7 @@ def pulls(
 def coverage(
     truth: Float[np.ndarray, "*n"],
     samples: Float[np.ndarray, "draw *n"],
-    levels: Sequence[float] = LEVELS,
+    levels: Levels = LEVELS,
 ) -> Bool[np.ndarray, "level *n"]:
     """Whether the truth lies in the central interval of each level between sample quantiles.
 
@@ -42,7 +43,7 @@ def gaussian_coverage(
     truth: Float[np.ndarray, "*n"],
     mean: Float[np.ndarray, "*n"],
     std: Float[np.ndarray, "*n"],
-    levels: Sequence[float] = LEVELS,
+    levels: Levels = LEVELS,
 ) -> Bool[np.ndarray, "level *n"]:
     """Whether the truth lies within mean +- z std, for z of the two-sided Gaussian levels."""
     z = np.sqrt(2) * special.erfinv(np.asarray(levels, dtype=float))
@@ -68,7 +69,7 @@ def coverage_fraction(
 def coverage_curve(
     truth: Float[np.ndarray, " n"],
     samples: Float[np.ndarray, "draw n"],
-    levels: Sequence[float],
+    levels: Levels,
 ) -> tuple[Float[np.ndarray, " level"], Float[np.ndarray, " level"]]:
     """Coverage against credibility level, with binomial errors; the diagonal is calibrated."""
     return coverage_fraction(coverage(truth, samples, levels))
@@ -124,7 +125,10 @@ def rank_histogram(
 
 
 def coverage_table(
-    scores: pd.DataFrame, by: str, edges: Sequence[float], columns: Sequence[str]
+    scores: pd.DataFrame,
+    by: str,
+    edges: Sequence[float] | Float[np.ndarray, " edge"],
+    columns: Sequence[str],
 ) -> pd.DataFrame:
     """Coverage in bins of a column.
 

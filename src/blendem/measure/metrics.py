@@ -133,7 +133,7 @@ def _overlap(lag: tuple[int, int], shape: tuple[int, int]) -> tuple[slice, slice
 def binned_statistics(
     x: Float[np.ndarray, " n"],
     values: Float[np.ndarray, " n"],
-    edges: Float[np.ndarray, " edge"],
+    edges: Sequence[float] | Float[np.ndarray, " edge"],
     *,
     rng: np.random.Generator,
     n_bootstrap: int = 200,
@@ -180,7 +180,8 @@ def binned_statistics(
     return pd.DataFrame(rows)
 
 
-def _statistics(v: Float[np.ndarray, "*draw n"]) -> dict[str, np.ndarray]:
+def _statistics(v: Float[np.ndarray, "*draw n"]) -> dict:
+    """Median, mean absolute value and scatter along the last axis."""
     median = np.median(v, axis=-1)
     deviation = np.abs(v - median[..., None])
     return {
