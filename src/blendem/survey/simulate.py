@@ -1,0 +1,243 @@
+"""Simulated stamps and fields with known truth."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from astropy.table import Table
+from astropy.wcs import WCS
+from jaxtyping import Float, Int
+
+from blendem.survey.instruments import Instrument, effective_psf
+from blendem.survey.layout import blend_positions, scatter_positions, tangent_wcs
+from blendem.survey.population import (
+    draw_galaxies,
+    draw_stars,
+    galaxy_density,
+)
+from blendem.survey.profiles import check_odd, draw_models, draw_observed
+from blendem.survey.truth import add_image, truth_table
+
+# Faintest and brightest magnitudes of simulated galaxies and stars, AB in i. Brighter ones
+# saturate HSC (17.5 to 18.5: Aihara et al. 2022) and outgrow every stamp.
+MAG_BRIGHT, STAR_LIMIT = 18.0, 24.0
+# COSMOS, where HSC, HST and the LSST deep fields overlap (Scoville et al. 2007).
+COSMOS = (150.11917, 2.20583)
+MODES = ("scatter", "blends")
+
+
+@dataclass(frozen=True)
+class SimulatedField:
+    """A simulated field and its truth.
+
+    Attributes:
+        instrument: What observes it.
+        image: Noisy image [image unit at `magzero`], `(band, height, width)` float32.
+        variance: Variance of each pixel's noise, same shape.
+        psf: Effective PSF of sum 1 per band, `(band, size, size)` float32.
+        wcs: Tangent-plane WCS of `(height, width)`.
+        magzero: AB magnitude of one unit of flux.
+        catalog: What a user would give: `id, x, y, ra, dec, type`, and `blend` (the tile,
+            or -1 in mode "scatter").
+        truth: Everything known of each source: `blendem.survey.truth.truth_table`.
+        model: True model images, `(n, band, stamp, stamp)` float32.
+        observed: Noise-free image of each source alone, `(n, band, size, size)` float32.
+        corner: Position (y, x) in the field of each `observed[k]`'s first pixel, `(n, 2)`;
+            it may be negative and the stamp may stick out of the field.
+    """
+
+    instrument: Instrument
+    image: Float[np.ndarray, "band height width"]
+    variance: Float[np.ndarray, "band height width"]
+    psf: Float[np.ndarray, "band size size"]
+    wcs: WCS
+    magzero: float
+    catalog: Table
+    truth: Table
+    model: Float[np.ndarray, "n band stamp stamp"]
+    observed: Float[np.ndarray, "n band side side"]
+    corner: Int[np.ndarray, "n 2"]
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands, in order."""
+        return self.instrument.bands
+
+
+def draw_stamps(
+    galaxies: pd.DataFrame,
+    instrument: Instrument,
+    *,
+    stamp: int,
+    psf_sigma: float,
+    pixel_scale: float | None = None,
+    bands: tuple[str, ...] | None = None,
+) -> Float[np.ndarray, "n band stamp stamp"]:
+    """Draw noise-free model images, in image units at the instrument's zero point.
+
+    Nothing random is left: the knots of a galaxy come from its own seed.
+
+    Args:
+        galaxies: A population.
+        instrument: Bands and pixel scale.
+        stamp: Side of the stamps [model pixel], odd.
+        psf_sigma: Sigma of the Gaussian model PSF [model pixel].
+        pixel_scale: Side of a model pixel [arcsec]; None: the instrument's.
+        bands: Bands of the model; None: the instrument's.
+
+    Raises:
+        ValueError: If `stamp` is even or a band is unknown.
+    """
+    return draw_models(
+        galaxies,
+        instrument.bands if bands is None else bands,
+        stamp=stamp,
+        psf_sigma=psf_sigma,
+        pixel_scale=instrument.pixel_scale if pixel_scale is None else pixel_scale,
+    )
+
+
+def simulate_field(
+    instrument: Instrument,
+    shape: tuple[int, int],
+    *,
+    rng: np.random.Generator,
+    mode: str = "scatter",
+    density: float = 1.0,
+    n_blends: int = 16,
+    mag_limit: float = 25.0,
+    star_density: float = 2.0,
+    population: str = "realistic",
+    stamp: int = 49,
+    psf_sigma: float = 0.7,
+    psf_size: int = 41,
+    observed_size: int | None = None,
+    electrons: float | None = None,
+    center: tuple[float, float] = COSMOS,
+) -> SimulatedField:
+    """Simulate a field: sources, their truth, and a noisy image.
+
+    The image is the sum of `observed`, clipped at the field's edges, plus Gaussian noise.
+    No source lies outside the field, so its edges are emptier than the real sky.
+
+    Args:
+        instrument: Bands, pixels, seeing and noise; see `INSTRUMENTS`.
+        shape: Height and width [pixel].
+        rng: Random generator; its children draw numbers, positions, sources and noise, so
+            that noise does not depend on the sources, nor galaxies on the stars.
+        mode: "scatter": uniform positions, a Poisson number of sources. "blends":
+            `n_blends` blends of 2 to 6 sources on a grid of tiles.
+        density: Multiplies the real surface density of galaxies (mode "scatter").
+        n_blends: Number of blends (mode "blends").
+        mag_limit: Faintest galaxy [AB, i].
+        star_density: Stars of 18 < i < 24 per arcmin^2; in mode "blends" it sets the share
+            of the sources that are stars.
+        population: "realistic" or "wrong", see `draw_galaxies`.
+        stamp: Side of the model images [pixel], odd.
+        psf_sigma: Sigma of the Gaussian model PSF [pixel].
+        psf_size: Side of the PSF images [pixel], odd.
+        observed_size: Side of the `observed` images [pixel], odd; light beyond is lost.
+            None: `stamp + psf_size - 1`.
+        electrons: Electrons per image unit; adds the photon noise of the sources to
+            image and variance. None: sky noise only.
+        center: Right ascension and declination of the centre [deg].
+
+    Raises:
+        ValueError: If a setting cannot be used; the message names it.
+    """
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {MODES}; got {mode!r}.")
+    if observed_size is None:
+        observed_size = stamp + psf_size - 1
+    check_odd("stamp", stamp)
+    check_odd("observed_size", observed_size)
+    number, place, galaxy, star, mix, noise = rng.spawn(6)
+    area = np.prod(shape) * (instrument.pixel_scale / 60) ** 2
+    galaxies_expected = galaxy_density(mag_limit, mag_bright=MAG_BRIGHT) * area * density
+    stars_expected = star_density * area
+    if mode == "scatter":
+        n_galaxies, n_stars = number.poisson([galaxies_expected, stars_expected])
+        position = scatter_positions(n_galaxies + n_stars, shape, place)
+        blend = np.full(len(position), -1)
+        is_star = np.arange(len(position)) >= n_galaxies
+    else:
+        position, blend = blend_positions(n_blends, shape, place)
+        share = stars_expected / (stars_expected + galaxies_expected)
+        is_star = mix.random(len(position)) < share
+    sources = _sources(is_star, galaxy, star, mag_limit, population)
+
+    model = draw_stamps(sources, instrument, stamp=stamp, psf_sigma=psf_sigma)
+    observed, corner = draw_observed(sources, instrument, position, size=observed_size)
+    expected = np.zeros((len(instrument.bands), *shape))
+    for k in range(len(sources)):
+        add_image(expected, observed[k], corner[k])
+    image, variance = _expose(expected, instrument, electrons, noise)
+
+    wcs = tangent_wcs(shape, instrument.pixel_scale, center)
+    ra, dec = wcs.pixel_to_world_values(position[:, 1], position[:, 0])
+    catalog = Table(
+        {
+            "id": np.arange(len(sources)),
+            "x": position[:, 1],
+            "y": position[:, 0],
+            "ra": np.asarray(ra, float),
+            "dec": np.asarray(dec, float),
+            "type": sources["type"].to_numpy(str),
+            "blend": blend,
+        },
+        units={"x": "pix", "y": "pix", "ra": "deg", "dec": "deg"},
+    )
+    return SimulatedField(
+        instrument=instrument,
+        image=image.astype(np.float32),
+        variance=variance.astype(np.float32),
+        psf=effective_psf(instrument, psf_size).astype(np.float32),
+        wcs=wcs,
+        magzero=instrument.magzero,
+        catalog=catalog,
+        truth=truth_table(catalog, sources, instrument, model, observed, corner),
+        model=model,
+        observed=observed,
+        corner=corner,
+    )
+
+
+def _sources(
+    is_star: np.ndarray,
+    galaxy_rng: np.random.Generator,
+    star_rng: np.random.Generator,
+    mag_limit: float,
+    population: str,
+) -> pd.DataFrame:
+    """Galaxies and stars in the order of `is_star`."""
+    n_stars = int(is_star.sum())
+    galaxies = draw_galaxies(
+        len(is_star) - n_stars,
+        galaxy_rng,
+        mag_limit=mag_limit,
+        mag_bright=MAG_BRIGHT,
+        population=population,
+    )
+    stars = draw_stars(n_stars, star_rng, mag_limit=STAR_LIMIT, mag_bright=MAG_BRIGHT)
+    galaxies.index, stars.index = np.flatnonzero(~is_star), np.flatnonzero(is_star)
+    return pd.concat([galaxies, stars]).sort_index()
+
+
+def _expose(
+    expected: np.ndarray,
+    instrument: Instrument,
+    electrons: float | None,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add noise; return image and variance."""
+    sigma = np.asarray(instrument.sky_sigma)[:, None, None]
+    variance = np.broadcast_to(sigma**2, expected.shape).copy()
+    image = expected + sigma * rng.standard_normal(expected.shape)
+    if electrons is not None:
+        if not electrons > 0:
+            raise ValueError(f"`electrons` must be positive; got {electrons}.")
+        # GalSim's FFT leaves tiny negative values, which have no photon noise.
+        counts = np.maximum(expected, 0) * electrons
+        image += (rng.poisson(counts) - counts) / electrons
+        variance += counts / electrons**2
+    return image, variance
