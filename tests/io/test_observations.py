@@ -1,8 +1,6 @@
 """Observations: round trips, and each bad input by its file, part and remedy."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -469,17 +467,14 @@ def test_write_field_refuses_what_it_could_not_read_back(parts, tmp_path):
 # --------------------------------------------------------------------------- real files
 
 
-def test_every_real_file_is_read():
-    data = Path(os.environ.get("BLENDEM_DATA", "../shared/data"))
-    if not data.is_dir():
-        pytest.skip(f"{data} is absent; set BLENDEM_DATA")
+def test_every_real_file_is_read(data_dir):
     rows = [
         FieldRow(path.stem, "hsc_deep", path)
         for folder in ("hsc_blends", "hsc_cosmos_35")
-        for path in sorted((data / folder).glob("*.npz"))
+        for path in sorted((data_dir / folder).glob("*.npz"))
     ] + [
         FieldRow(path.stem, "lsst_sim", path, bands=tuple("grizy"), magzero=27.0)
-        for path in sorted((data / "lsst_sim_blends").glob("*.npz"))
+        for path in sorted((data_dir / "lsst_sim_blends").glob("*.npz"))
     ]
     assert len(rows) == 103 + 1 + 100  # README of the data
     validate_fields(rows)

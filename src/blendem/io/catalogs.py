@@ -8,7 +8,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from blendem.io.readers import is_fits, open_fits
+from blendem.io.fitsfile import is_fits, open_fits
 from blendem.io.table import InputError
 
 TYPES = ("galaxy", "star")

@@ -13,8 +13,8 @@ from astropy.wcs import WCS
 from jaxtyping import Float, Int
 
 from blendem.io.atomic import atomic_path
+from blendem.io.fitsfile import open_fits
 from blendem.io.h5 import read_h5, write_h5
-from blendem.io.readers import open_fits
 from blendem.io.samples import Samples, read_samples, write_samples
 from blendem.io.table import InputError
 

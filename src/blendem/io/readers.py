@@ -15,13 +15,13 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS, FITSFixedWarning
 
+from blendem.io.fitsfile import is_fits, open_fits
 from blendem.io.table import InputError, split_bands
 
 # Bits of LSST image masks (lsst.afw.image.Mask, default planes) whose pixels are not used:
 # BAD, SAT, EDGE, SUSPECT, NO_DATA, the choice of LSST's multi-band deblenders
 # (lsst.scarlet: `defaultBadPixelMasks`). DETECTED, INTRP, CR and others stay in.
 LSST_PLANES = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
-FITS_SUFFIXES = (".fits", ".fit", ".fits.gz", ".fit.gz", ".fits.fz")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class RawObservation:
     catalog: Table | None
 
 
-def is_fits(path: Path) -> bool:
-    """Whether the name of a file says that it is FITS."""
-    return path.name.lower().endswith(FITS_SUFFIXES)
-
-
 def read_raw(path: Path) -> RawObservation:
     """Read an observation file by its suffix.
 
@@ -71,46 +66,6 @@ def read_raw(path: Path) -> RawObservation:
     raise InputError(
         f"{path}: unknown kind of file; give FITS (.fits, .fits.gz) or .npz"
     )
-
-
-def open_fits(path: Path) -> fits.HDUList:
-    """Open a FITS file with all its data in memory.
-
-    Raises:
-        InputError: If it is not FITS, or truncated.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with fits.open(path, memmap=False) as hdus:
-                for hdu in hdus:
-                    _ = hdu.data  # reads, so that a truncated file fails here
-                last = hdus[-1].fileinfo()
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            TypeError,
-            IndexError,
-            zlib.error,
-        ) as error:
-            kind = (
-                "truncated or damaged" if _starts_as_fits(path) else "not a FITS file"
-            )
-            raise InputError(f"{path}: {kind} ({error}); copy it again") from None
-    # astropy passes over a header that is cut off: bytes are left behind the last HDU.
-    leftover = not path.name.endswith(".gz") and (
-        path.stat().st_size > last["datLoc"] + last["datSpan"]
-    )
-    if leftover or any("truncated" in str(w.message).lower() for w in caught):
-        raise InputError(f"{path}: truncated or damaged; copy it again")
-    return hdus
-
-
-def _starts_as_fits(path: Path) -> bool:
-    with open(path, "rb") as file:
-        start = file.read(9)
-    return start == b"SIMPLE  =" or start[:2] == b"\x1f\x8b"
 
 
 def _read_fits(path: Path) -> RawObservation:
