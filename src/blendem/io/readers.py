@@ -19,8 +19,9 @@ from blendem.io.fitsfile import is_fits, open_fits
 from blendem.io.table import InputError, split_bands
 
 # Bits of LSST image masks (lsst.afw.image.Mask, default planes) whose pixels are not used:
-# BAD, SAT, EDGE, SUSPECT, NO_DATA, the choice of LSST's multi-band deblenders
-# (lsst.scarlet: `defaultBadPixelMasks`). DETECTED, INTRP, CR and others stay in.
+# BAD, SAT, EDGE, SUSPECT, NO_DATA, the choice of LSST's multi-band deblender
+# (meas_extensions_scarlet, `utils.defaultBadPixelMasks`; its later versions add planes).
+# DETECTED, INTRP, CR and others stay in.
 LSST_PLANES = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
 
 
