@@ -71,7 +71,7 @@ def test_bias_has_the_stated_sign(rng):
 def test_ranks_of_the_right_posterior_are_uniform(rng):
     truth, _, _, samples = toy(rng)
     ranks = rank_statistic(truth, samples)
-    brute = [sum(draw < t for draw in column) for t, column in zip(truth[:50], samples.T[:50])]
+    brute = [sum(draw < truth[i] for draw in samples[:, i]) for i in range(50)]
     np.testing.assert_array_equal(ranks[:50], brute)
     for bins in (16, 10):  # 10 does not divide 64
         histogram = rank_histogram(ranks, DRAWS, bins, rng=rng)
@@ -133,7 +133,7 @@ def test_coverage_table_counts_by_bin():
 
 
 def test_posterior_predictive_chi2_is_one_for_the_true_model(rng):
-    """A dense linear model, y = A x + n, x ~ N(0, P): the ratio is 1 on average, |y-Am|^2/N is not."""
+    """y = A x + n, x ~ N(0, P), dense: the ratio is 1 on average, |y - A mu|^2 / N is not."""
     n_data, n_modes, repeats = 40, 15, 2000
     a = rng.normal(size=(n_data, n_modes))
     prior = np.diag(rng.uniform(0.1, 3, n_modes))

@@ -98,7 +98,8 @@ def radius_from_growth(
 
 
 def half_light_radius(
-    image: Float[Array | np.ndarray, "height width"], pixel_scale: float
+    image: Float[Array | np.ndarray, "height width"],
+    pixel_scale: float | Float[Array, ""],
 ) -> float:
     """Circular half-light radius [arcsec] about the central pixel; NaN if there is none.
 
@@ -212,7 +213,7 @@ def measure_chunk(
 
 def measure_shapes(
     images: Float[Array | np.ndarray, "n height width"],
-    pixel_scale: float,
+    pixel_scale: float | Float[Array, ""],
     *,
     chunk: int = 128,
 ) -> dict[str, np.ndarray]:
@@ -240,6 +241,7 @@ def measure_shapes(
         raise ValueError(f"`images` must be square stamps, got shape {images.shape}.")
     finite = np.isfinite(images).all(axis=(1, 2))
     images = np.where(finite[:, None, None], images, 0.0)
+    pixel_scale = float(pixel_scale)
     radii, weights = growth_weights(images.shape[1])
     radii, weights = (jnp.asarray(a, images.dtype) for a in (radii, weights))
     parts = []
