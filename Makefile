@@ -1,0 +1,111 @@
+# Everything starts here, from a bare Python 3.11 or later: `make help` lists the targets.
+
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+VENV := .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/default --cores $(CORES)
+LOCK := envs/requirements-dev.txt
+BOOTSTRAP := envs/requirements-bootstrap.txt
+LOCKS := requirements-bootstrap requirements requirements-dev requirements-peers
+
+# The stamp is named after what is installed, so that a new lock installs again.
+LOCK_SHA := $(shell cat $(BOOTSTRAP) $(LOCK) pyproject.toml | (sha256sum 2>/dev/null || shasum -a 256) | cut -c1-12)
+STAMP := $(VENV)/.installed-$(LOCK_SHA)
+
+# Compiled programs are kept between runs; those that take less than 0.5 s are not worth it.
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
+export MPLBACKEND := Agg
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo smoke real test test-slow lint format lock clean distclean
+
+help:
+	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
+	@echo 'test       install, then the fast tests'
+	@echo 'test-slow  the tests that take longer'
+	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
+	@echo 'smoke      the smallest run through every rule: results/smoke/'
+	@echo 'install    only .venv'
+	@echo 'lint       check style and workflow;  format: apply the style'
+	@echo 'lock       choose new versions from envs/*.in'
+	@echo 'clean      remove results and caches;  distclean: .venv too'
+	@echo 'Settings: CORES=$(CORES) PYTHON=$(PYTHON)'
+
+install: $(STAMP)
+
+# An install that was cut off leaves .installing behind and starts afresh. The stamp comes last.
+$(STAMP):
+	@if [ -e $(VENV)/.installing ]; then echo 'The last installation was cut off: starting again.'; rm -rf $(VENV); fi
+	@if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+	  command -v $(PYTHON) >/dev/null || \
+	    { echo 'error: no $(PYTHON); install Python 3.11 or later, or name it: make PYTHON=/path/to/python'; exit 1; }; \
+	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: blendem needs Python 3.11 or later, $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % v[:2])' || exit 1; \
+	  $(PYTHON) -m venv --clear $(VENV) || \
+	    { rm -rf $(VENV); echo 'error: $(PYTHON) -m venv failed; on Debian and Ubuntu install the package python3-venv'; exit 1; }; \
+	fi
+	@touch $(VENV)/.installing && rm -f $(VENV)/.installed-*
+	@echo 'Installing $(LOCK) into $(VENV)'
+	@if $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(BOOTSTRAP) \
+	  && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r $(LOCK); then :; \
+	else \
+	  echo 'uv could not install; trying pip, which is slower'; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(LOCK); \
+	fi
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@ && rm -f $(VENV)/.installing
+
+demo: $(STAMP)
+	$(SNAKEMAKE) --configfile config/quickstart.yaml
+	@echo 'Results: results/quickstart/ (open report.html, figures/, catalog/; docs/formats.md explains them)'
+
+smoke: $(STAMP)
+	$(SNAKEMAKE) --configfile config/smoke.yaml
+
+# Snakemake runs scripts in this folder, while paths in a table start from the table's: the
+# variable is made absolute.
+real: $(STAMP)
+	@data=$${BLENDEM_DATA:-../shared/data}; \
+	if [ ! -d "$$data" ]; then \
+	  echo "error: no real data: BLENDEM_DATA is $${BLENDEM_DATA:-not set} and $$data is no folder; see config/hsc_cosmos.yaml"; \
+	  exit 1; \
+	fi; \
+	export BLENDEM_DATA="$$(cd "$$data" && pwd)"; \
+	$(SNAKEMAKE) --configfile config/hsc_cosmos.yaml
+	@echo 'Results: results/hsc_cosmos/'
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests workflow benchmarks
+	$(BIN)/ruff format --check -q src tests workflow benchmarks
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(SNAKEMAKE) --lint --configfile config/smoke.yaml
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix src tests workflow benchmarks
+	$(BIN)/ruff format src tests workflow benchmarks
+	$(BIN)/snakefmt Snakefile workflow
+
+# No address of a package index may reach the files.
+lock: $(STAMP)
+	@for name in $(LOCKS); do \
+	  $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+	    envs/$$name.in -o envs/$$name.txt || exit 1; \
+	  if grep -nE '(https?|file):' envs/$$name.txt; then \
+	    echo "error: envs/$$name.txt records an address"; exit 1; fi; \
+	done
+
+clean:
+	rm -rf results .snakemake .cache .pytest_cache .ruff_cache build dist
+	find src tests workflow benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) src/*.egg-info
