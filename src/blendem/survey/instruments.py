@@ -105,7 +105,12 @@ def effective_psf(
 
 
 def depth_to_sigma(
-    depth: float, fwhm: float, pixel_scale: float, beta: float, *, magzero: float = MAGZERO
+    depth: float,
+    fwhm: float,
+    pixel_scale: float,
+    beta: float,
+    *,
+    magzero: float = MAGZERO,
 ) -> float:
     """Noise of a pixel at which a point source of magnitude `depth` has S/N = 5.
 

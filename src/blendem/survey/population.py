@@ -149,7 +149,9 @@ def draw_galaxies(
         ValueError: If the magnitudes are in the wrong order or `population` is unknown.
     """
     if population not in POPULATIONS:
-        raise ValueError(f"`population` must be one of {POPULATIONS}; got {population!r}.")
+        raise ValueError(
+            f"`population` must be one of {POPULATIONS}; got {population!r}."
+        )
     # One row of uniform numbers per galaxy, one column per use below. The open interval:
     # an exact 0 would become an infinite normal deviate.
     uniform = rng.random((n, 20)).clip(1e-12, 1 - 1e-12)

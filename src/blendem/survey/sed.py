@@ -58,7 +58,9 @@ def colour_grid() -> Float[np.ndarray, "band template redshift"]:
     """
     grid = np.empty((len(BANDS), len(TEMPLATES), len(_REDSHIFTS)))
     for j, template in enumerate(TEMPLATES):
-        sed = galsim.SED(f"CWW_{template}_ext.sed", wave_type="Ang", flux_type="flambda")
+        sed = galsim.SED(
+            f"CWW_{template}_ext.sed", wave_type="Ang", flux_type="flambda"
+        )
         for i, (wave, throughput) in enumerate(_bandpasses().values()):
             # Photons per wavelength: the (1 + z) factors are common to all bands.
             rest = wave / (1 + _REDSHIFTS[:, None])

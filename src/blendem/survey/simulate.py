@@ -153,7 +153,9 @@ def simulate_field(
     check_odd("observed_size", observed_size)
     number, place, galaxy, star, mix, noise = rng.spawn(6)
     area = np.prod(shape) * (instrument.pixel_scale / 60) ** 2
-    galaxies_expected = galaxy_density(mag_limit, mag_bright=MAG_BRIGHT) * area * density
+    galaxies_expected = (
+        galaxy_density(mag_limit, mag_bright=MAG_BRIGHT) * area * density
+    )
     stars_expected = star_density * area
     if mode == "scatter":
         n_galaxies, n_stars = number.poisson([galaxies_expected, stars_expected])

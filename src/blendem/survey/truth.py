@@ -10,9 +10,20 @@ from blendem.survey.instruments import Instrument
 from blendem.survey.population import total_flux
 
 # Parameters of the population that are copied into the truth.
-PARAMETERS = (
-    "mag_i z hlr_disk hlr_bulge n_disk n_bulge q_disk q_bulge beta bt_i knots_n knots_frac"
-).split()
+PARAMETERS = [
+    "mag_i",
+    "z",
+    "hlr_disk",
+    "hlr_bulge",
+    "n_disk",
+    "n_bulge",
+    "q_disk",
+    "q_bulge",
+    "beta",
+    "bt_i",
+    "knots_n",
+    "knots_frac",
+]
 _UNITS = {"hlr_disk": "arcsec", "hlr_bulge": "arcsec", "beta": "rad", "mag_i": "mag"}
 
 
@@ -77,7 +88,9 @@ def half_light_radius(
     """
     side = image.shape[-1]
     axis = np.arange(side) - side // 2
-    order = np.argsort(axis[:, None] ** 2 + axis[None, :] ** 2, axis=None, kind="stable")
+    order = np.argsort(
+        axis[:, None] ** 2 + axis[None, :] ** 2, axis=None, kind="stable"
+    )
     growth = np.concatenate([[0.0], np.cumsum(image.ravel()[order], dtype=float)])
     half = growth[-1] / 2
     k = int(np.argmax(growth >= half))

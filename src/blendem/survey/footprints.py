@@ -1,0 +1,168 @@
+"""Grouping of sources into blends by the footprints that they share."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.ndimage import distance_transform_edt, label
+
+from blendem.survey.significance import THRESHOLD, detection_image
+
+# Diagonal neighbours are connected, as in SExtractor.
+_CONNECTED = np.ones((3, 3), int)
+# Step of the threshold when a footprint is split.
+_RAISE = 1.25
+
+
+class Footprints(NamedTuple):
+    """Blends of sources.
+
+    Attributes:
+        labels: Blend of each source, 1 to the number of blends.
+        segmentation: Blend of each pixel, 0 where there is none, `(height, width)`.
+        split: True for sources whose footprint was cut because it held more than
+            `max_sources`. Such blends touch: light of sources in one reaches the other and
+            is not modelled there, an approximation.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    segmentation: Int[np.ndarray, "height width"]
+    split: Bool[np.ndarray, " n"]
+
+
+def group_footprints(
+    image: Float[np.ndarray, "band height width"],
+    variance: Float[np.ndarray, "band height width"],
+    psf: Float[np.ndarray, "band size size"],
+    positions: Float[np.ndarray, "n 2"],
+    *,
+    threshold: float = THRESHOLD,
+    max_sources: int | None = None,
+    radius: float = 5.0,
+) -> Footprints:
+    """Group sources that share a footprint into blends.
+
+    Footprints are the connected regions of the detection image above `threshold`, never
+    deblended. A source outside all of them is a blend of its own, with a disk for a
+    footprint (as far as its pixels are free). Footprints without any source are dropped.
+
+    A footprint with more than `max_sources` is cut: the threshold is raised in steps of 25 %
+    until its sources fall apart, sources below it join the nearest part; a part that is still
+    too large is cut again. Sources that never fall apart are cut across their longest
+    extent. Each pixel goes to the part of its nearest source.
+
+    Args:
+        image: Sky-subtracted image, any unit.
+        variance: Its variance; infinite where masked.
+        psf: Effective PSFs of sum 1.
+        positions: Sources (y, x) [pixel]; those outside the image count at its edge.
+        threshold: Lowest significance of a footprint [sigma].
+        max_sources: Most sources in a blend; None: any number.
+        radius: Radius of the disk of a source outside all footprints [pixel].
+
+    Raises:
+        ValueError: If `positions` has the wrong shape or is not finite, or if
+            `max_sources` is below 1.
+    """
+    positions = np.asarray(positions, float)
+    if (
+        positions.ndim != 2
+        or positions.shape[1] != 2
+        or not np.isfinite(positions).all()
+    ):
+        raise ValueError(
+            "`positions` must hold a finite (y, x) per source, shape (n, 2); got shape"
+            f" {positions.shape}."
+        )
+    if max_sources is not None and max_sources < 1:
+        raise ValueError(f"`max_sources` must be at least 1; got {max_sources}.")
+    significance = detection_image(image, variance, psf)
+    shape = np.array(significance.shape)
+    pixel = np.clip(np.round(positions).astype(int), 0, shape - 1)
+    regions, _ = label(significance > threshold, _CONNECTED)
+    region_of = regions[pixel[:, 0], pixel[:, 1]]
+
+    labels = np.zeros(len(positions), int)
+    split = np.zeros(len(positions), bool)
+    segmentation = np.zeros(shape, int)
+    blend = 0
+    for region in np.unique(region_of[region_of > 0]):
+        members = np.flatnonzero(region_of == region)
+        mask = regions == region
+        parts = [members]
+        if max_sources is not None and len(members) > max_sources:
+            split[members] = True
+            parts = _cut(significance, mask, members, pixel, threshold, max_sources)
+        for part in parts:
+            blend += 1
+            labels[part] = blend
+        segmentation[mask] = labels[members[0]]
+        if len(parts) > 1:
+            segmentation[mask] = labels[_nearest(mask, members, positions)]
+    y, x = np.indices(shape)
+    for k in np.flatnonzero(region_of == 0):
+        blend += 1
+        labels[k] = blend
+        disk = np.hypot(y - pixel[k, 0], x - pixel[k, 1]) <= radius
+        segmentation[disk & (segmentation == 0)] = blend
+    return Footprints(labels, segmentation, split)
+
+
+def _nearest(
+    mask: np.ndarray, members: np.ndarray, positions: np.ndarray
+) -> Int[np.ndarray, " pixel"]:
+    """The member nearest to each pixel of `mask`."""
+    pixels = np.argwhere(mask)
+    distance = np.full(len(pixels), np.inf)
+    nearest = np.zeros(len(pixels), int)
+    for k in members:
+        d = np.sum((pixels - positions[k]) ** 2, axis=1)
+        closer = d < distance
+        nearest[closer], distance[closer] = k, d[closer]
+    return nearest
+
+
+def _cut(
+    significance: np.ndarray,
+    mask: np.ndarray,
+    members: np.ndarray,
+    pixel: np.ndarray,
+    threshold: float,
+    max_sources: int,
+) -> list[np.ndarray]:
+    """Cut the members of one footprint into parts of at most `max_sources`."""
+    if len(members) <= max_sources:
+        return [members]
+    top = significance[pixel[members, 0], pixel[members, 1]].max()
+    level = threshold * _RAISE
+    while level < top:
+        islands, _ = label(mask & (significance > level), _CONNECTED)
+        island = islands[pixel[members, 0], pixel[members, 1]]
+        if len(np.unique(island[island > 0])) > 1:
+            break
+        level *= _RAISE
+    else:
+        # They never fall apart: halve them across their longest extent.
+        spread = np.ptp(pixel[members], axis=0)
+        order = np.argsort(pixel[members, int(np.argmax(spread))], kind="stable")
+        half = len(members) // 2
+        low, high = members[order[:half]], members[order[half:]]
+        return [
+            part
+            for side in (low, high)
+            for part in _cut(significance, mask, side, pixel, top, max_sources)
+        ]
+    # Sources below the level join the island that is nearest to them, of those with sources.
+    occupied = np.isin(islands, np.unique(island[island > 0]))
+    index = distance_transform_edt(
+        ~occupied, return_distances=False, return_indices=True
+    )
+    where = tuple(index[:, pixel[members, 0], pixel[members, 1]])
+    island = islands[where]
+    return [
+        part
+        for number in np.unique(island)
+        for part in _cut(
+            significance, mask, members[island == number], pixel, level, max_sources
+        )
+    ]
