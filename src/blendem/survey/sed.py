@@ -34,8 +34,10 @@ def _bandpasses() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Wavelength [nm] and throughput of each filter."""
     curves = {}
     for band, name in FILTERS.items():
-        bandpass = galsim.Bandpass(name, wave_type="nm").thin(1e-3)
-        curves[band] = (bandpass.wave_list, bandpass(bandpass.wave_list))
+        bandpass = galsim.Bandpass(name, wave_type="nm")
+        # 1 nm resolves the emission lines of the templates, which are 2 to 4 nm wide.
+        wave = np.arange(bandpass.blue_limit, bandpass.red_limit, 1.0)
+        curves[band] = (wave, bandpass(wave))
     return curves
 
 

@@ -158,7 +158,8 @@ def simulate_field(
     )
     stars_expected = star_density * area
     if mode == "scatter":
-        n_galaxies, n_stars = number.poisson([galaxies_expected, stars_expected])
+        counts = number.poisson([galaxies_expected, stars_expected])
+        n_galaxies, n_stars = counts.tolist()
         position = scatter_positions(n_galaxies + n_stars, shape, place)
         blend = np.full(len(position), -1)
         is_star = np.arange(len(position)) >= n_galaxies
