@@ -1,0 +1,153 @@
+"""Exact posterior and evidence of a blend under a Gaussian prior, in closed form.
+
+Everything here is small dense algebra in float64 (NumPy and LAPACK): the unknowns of one
+blend are its `source x mode` coordinates, shifts and sky. No pixels, no compilation.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+from blendem.prior.gaussian import GaussianPrior
+
+
+class BlendStatistics(NamedTuple):
+    """Statistics of one blend without padding, in float64 (see `unpad`).
+
+    Attributes:
+        H, b, r2, log_norm, n_data: As in `statistics.Statistics`.
+        is_star: `(source,)`.
+        n_modes: Number of modes per source.
+    """
+
+    H: Float[np.ndarray, "unknown unknown"]
+    b: Float[np.ndarray, " unknown"]
+    r2: float
+    log_norm: float
+    n_data: float
+    is_star: np.ndarray
+    n_modes: int
+
+
+class Posterior(NamedTuple):
+    """Posterior of the unknowns w of one blend: N(mean, root root^T).
+
+    Attributes:
+        mean: `(unknown,)`.
+        root: Square root of the covariance, `(unknown, unknown)`.
+        log_evidence: Log marginal likelihood of all unmasked pixels.
+        chi2_of_mean: `(y - A mean)^T S^-1 (y - A mean)`.
+        effective_parameters: `tr(H covariance)`; the posterior-predictive chi2, averaged
+            over draws, is `chi2_of_mean + effective_parameters`.
+    """
+
+    mean: Float[np.ndarray, " unknown"]
+    root: Float[np.ndarray, "unknown unknown"]
+    log_evidence: float
+    chi2_of_mean: float
+    effective_parameters: float
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "unknown unknown"]:
+        """Posterior covariance."""
+        return self.root @ self.root.T
+
+    def draw(self, n: int, rng: np.random.Generator) -> Float[np.ndarray, "n unknown"]:
+        """Draw `n` exact joint samples of all unknowns."""
+        return self.mean + rng.standard_normal((n, len(self.mean))) @ self.root.T
+
+
+def unpad(
+    H: Float[np.ndarray, "unknown unknown"],
+    b: Float[np.ndarray, " unknown"],
+    r2: float,
+    log_norm: float,
+    n_data: float,
+    *,
+    present: np.ndarray,
+    is_star: np.ndarray,
+    n_modes: int,
+) -> BlendStatistics:
+    """Drop the unknowns of padding sources."""
+    padded = len(present)
+    extra = len(b) - padded * n_modes
+    shifts = 2 * padded if extra >= 2 * padded else 0
+    keep = [np.repeat(present, n_modes)]
+    if shifts:
+        keep.append(np.repeat(present, 2))
+    keep.append(np.ones(extra - shifts, bool))
+    keep = np.concatenate(keep)
+    return BlendStatistics(
+        np.asarray(H, float)[np.ix_(keep, keep)],
+        np.asarray(b, float)[keep],
+        float(r2),
+        float(log_norm),
+        float(n_data),
+        np.asarray(is_star)[present],
+        n_modes,
+    )
+
+
+def prior_moments(
+    statistics: BlendStatistics, prior: GaussianPrior
+) -> tuple[Float[np.ndarray, " unknown"], Float[np.ndarray, "unknown unknown"]]:
+    """Prior mean and lower factor of the covariance of all unknowns.
+
+    Galaxies follow `prior`; star fluxes, shifts and sky are N(0, 1) by construction.
+    """
+    n, d = len(statistics.b), statistics.n_modes
+    mean, factor = np.zeros(n), np.eye(n)
+    for k, star in enumerate(statistics.is_star):
+        if not star:
+            block = slice(k * d, (k + 1) * d)
+            mean[block] = prior.mean
+            factor[block, block] = prior.cholesky
+    return mean, factor
+
+
+def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
+    """Closed-form posterior of a blend.
+
+    With `w = m + C e`, `e ~ N(0, 1)`: precision of e is `1 + C^T H C`, and
+    `log p(y) = -[log_norm + r2' + log det(1 + C^T H C) - b'^T (1 + C^T H C)^-1 b'] / 2`
+    (Rasmussen & Williams 2006, section A.3: matrix inversion and determinant lemmas).
+
+    Raises:
+        ValueError: If the statistics are not finite.
+        numpy.linalg.LinAlgError: If `1 + C^T H C` is not positive definite, which
+            rounding of `H` can cause at extreme signal-to-noise.
+    """
+    H, b = statistics.H, statistics.b
+    if not (np.isfinite(H).all() and np.isfinite(b).all()):
+        raise ValueError("the statistics of the blend are not finite")
+    m, C = prior_moments(statistics, prior)
+    Hm = H @ m
+    r2 = statistics.r2 - 2 * m @ b + m @ Hm
+    b_e = C.T @ (b - Hm)
+    precision = C.T @ H @ C
+    precision[np.diag_indices_from(precision)] += 1.0
+    lower = scipy.linalg.cholesky(precision, lower=True, check_finite=False)
+    half = scipy.linalg.solve_triangular(lower, b_e, lower=True, check_finite=False)
+    e = scipy.linalg.solve_triangular(lower, half, lower=True, trans=1, check_finite=False)
+    inverse = scipy.linalg.solve_triangular(
+        lower, np.eye(len(b)), lower=True, trans=1, check_finite=False
+    )
+    mean, root = m + C @ e, C @ inverse
+    quadratic = r2 - half @ half
+    log_det = 2 * np.log(np.diag(lower)).sum()
+    # tr(H cov) = n - tr(cov_e), because cov_e (1 + C^T H C) = 1.
+    return Posterior(
+        mean=mean,
+        root=root,
+        log_evidence=-0.5 * (statistics.log_norm + quadratic + log_det),
+        chi2_of_mean=r2 - 2 * e @ b_e + e @ ((precision @ e) - e),
+        effective_parameters=len(b) - float(np.sum(inverse**2)),
+    )
+
+
+def chi2(statistics: BlendStatistics, w: Float[np.ndarray, "n unknown"]) -> np.ndarray:
+    """Chi-square of draws of the unknowns against the data, without touching pixels."""
+    quadratic = np.einsum("ni,ij,nj->n", w, statistics.H, w, optimize=True)
+    return statistics.r2 - 2 * w @ statistics.b + quadratic

@@ -1,0 +1,285 @@
+"""Sufficient statistics of a blend in the latent basis.
+
+With `x_k = s_k (mean + sum_i z_ki modes_i)` every observation enters only through
+`H = sum_o A_o^T S_o^-1 A_o` and `b = sum_o A_o^T S_o^-1 (y_o - A_o s mean)`: computed once,
+they serve every prior in that basis, every EM lap and every sampler step.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+from jaxtyping import Array, Complex, Float
+
+from blendem.blend import Blend
+from blendem.inference.amplitude import fit_amplitudes
+from blendem.prior.gaussian import Basis
+from blendem.psf import frequencies, gaussian_transform
+from blendem.renderer import Renderer
+
+# Standard deviation of a star's flux in units of its amplitude, per band, about the
+# amplitude of the reference band: wide enough for any colour (3 is a factor of 10 at 3 sd).
+STAR_SPREAD = 3.0
+
+
+class Settings(NamedTuple):
+    """Choices that change the program; hashable.
+
+    Attributes:
+        reference: Index of the reference band among the model bands.
+        stamp: Side of the stamps [model pixel].
+        iterations: Gauss-Newton steps of the centres (0: catalog positions are kept).
+        centroid_prior: Standard deviation of catalog positions [model pixel].
+        centroid_sigma: Standard deviation of the centre that is left after those steps and
+            is marginalised through two derivative modes per source; 0 turns them off.
+        sky_sigma: Prior standard deviation of an unknown flat sky per observation and band,
+            in units of the pixel noise; 0 turns it off.
+    """
+
+    reference: int
+    stamp: int
+    iterations: int = 3
+    centroid_prior: float = 0.3
+    centroid_sigma: float = 0.05
+    sky_sigma: float = 0.0
+
+
+class Statistics(NamedTuple):
+    """What the data say about the unknowns w of a blend, each with prior N(0, 1) at lap 0.
+
+    The unknowns are ordered: z of every source (`source x mode`), then if
+    `centroid_sigma` > 0 the shift (y, x) of every source, then if `sky_sigma` > 0 the sky
+    of every observation and band. The z of a star are its fluxes, one per model band.
+
+    Attributes:
+        H: `A^T S^-1 A`, `(unknown, unknown)`.
+        b: `A^T S^-1 (y - m)` with the prior-mean model m, `(unknown,)`.
+        r2: `(y - m)^T S^-1 (y - m)`.
+        log_norm: Sum of `log(2 pi variance)` over unmasked pixels.
+        n_data: Number of unmasked pixels of all bands and observations.
+        scale: Amplitudes `s_k` [flux], `(source,)`.
+        centers: Centres (y, x) [model pixel], `(source, 2)`.
+        flux: Template fluxes, `(source, template, band)`.
+        flux_error: Isolated flux errors, `(source, band)`.
+        sky_scale: Standard deviation of each sky unknown [flux per pixel].
+    """
+
+    H: Float[Array, "unknown unknown"]
+    b: Float[Array, " unknown"]
+    r2: Float[Array, ""]
+    log_norm: Float[Array, ""]
+    n_data: Float[Array, ""]
+    scale: Float[Array, " source"]
+    centers: Float[Array, "source 2"]
+    flux: Float[Array, "source template band"]
+    flux_error: Float[Array, "source band"]
+    sky_scale: Float[Array, " sky"]
+
+
+class BasisTransforms(eqx.Module):
+    """Fourier transforms of a basis on the FFT grid of one bucket's observation.
+
+    Attributes:
+        modes: `(band, mode, m, half)`, the observation's bands first, for the scan.
+        mean: `(band, m, half)`.
+        templates: Unit-flux extended and compact templates, `(template, band, m, half)`.
+    """
+
+    modes: Complex[Array, "band mode m half"]
+    mean: Complex[Array, "band m half"]
+    templates: Complex[Array, "template band m half"]
+
+
+def transform_basis(
+    basis: Basis, n: int, band_index: tuple[int, ...]
+) -> BasisTransforms:
+    """Transform a basis once for all blends of a bucket (SciPy, outside any program)."""
+    index = list(band_index)
+    side = basis.mean.shape[-1]
+
+    def transform(stamps):
+        pad = [(0, 0)] * (stamps.ndim - 2) + [(0, n - side)] * 2
+        rolled = np.roll(np.pad(stamps, pad), (-(side // 2), -(side // 2)), (-2, -1))
+        return scipy.fft.rfft2(rolled.astype(np.float32))
+
+    mean = transform(np.asarray(basis.mean)[index])
+    extended = mean / mean[:, :1, :1].real
+    ky = 2 * np.pi * scipy.fft.fftfreq(n)[:, None]
+    kx = 2 * np.pi * scipy.fft.rfftfreq(n)[None, :]
+    compact = np.exp(-0.5 * (ky**2 + kx**2) * float(basis.psf_sigma) ** 2)
+    compact = np.broadcast_to(compact, mean.shape)
+    return BasisTransforms(
+        modes=np.stack([transform(np.asarray(basis.modes)[:, i]) for i in index]),
+        mean=mean.astype(np.complex64),
+        templates=np.stack([extended, compact]).astype(np.complex64),
+    )
+
+
+def compute_statistics(
+    blend: Blend,
+    transforms: Sequence[BasisTransforms],
+    n_bands: int,
+    psf_sigma: Float[Array, ""],
+    settings: Settings,
+) -> Statistics:
+    """Amplitudes, centres and sufficient statistics of one blend.
+
+    Args:
+        blend: A padded blend; `vmap` over its leading axis for a batch.
+        transforms: `transform_basis` for each observation.
+        n_bands: Number of model bands.
+        psf_sigma: Sigma of the model PSF [model pixel].
+        settings: Static choices.
+    """
+    renderers = [
+        Renderer.of(o, settings.stamp, psf_sigma) for o in blend.observations
+    ]
+    amplitudes = fit_amplitudes(
+        blend,
+        renderers,
+        [t.templates for t in transforms],
+        n_bands,
+        reference=settings.reference,
+        iterations=settings.iterations,
+        centroid_prior=settings.centroid_prior,
+    )
+    n_sky = sum(len(o.band_index) for o in blend.observations) * (settings.sky_sigma > 0)
+    totals, sky_scales, first = None, [], 0
+    for observation, renderer, transform in zip(
+        blend.observations, renderers, transforms, strict=True
+    ):
+        sums, sky = _accumulate(
+            blend, observation, renderer, transform, amplitudes, settings, n_sky, first
+        )
+        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        first += len(observation.band_index)
+        sky_scales.append(sky)
+    H, b, r2, log_norm, n_data = totals
+    return Statistics(
+        H=0.5 * (H + H.T),
+        b=b,
+        r2=r2,
+        log_norm=log_norm,
+        n_data=n_data,
+        scale=amplitudes.scale,
+        centers=amplitudes.centers,
+        flux=amplitudes.flux,
+        flux_error=amplitudes.flux_error,
+        sky_scale=jnp.concatenate(sky_scales)[:n_sky],
+    )
+
+
+def _accumulate(
+    blend, observation, renderer, transform, amplitudes, settings, n_sky, first
+):
+    """Sums over the bands of one observation, band after band to bound memory."""
+    dtype = renderer.psf_sigma.dtype
+    n_modes = transform.modes.shape[1]
+    height, width = renderer.shape
+    scale = jnp.where(blend.present, amplitudes.scale, 0.0)
+    centers = amplitudes.centers
+    m = renderer.n_stamp
+    ky, kx = frequencies(m, dtype)
+    point = gaussian_transform(ky, kx, renderer.psf_sigma).astype(renderer.kernel.dtype)
+    weight = observation.weight
+    count = jnp.sum(weight > 0, axis=(-2, -1))
+    noise = jnp.sqrt(count / jnp.maximum(jnp.sum(weight, axis=(-2, -1)), 1e-30))
+    sky_scale = settings.sky_sigma * jnp.where(count > 0, noise, 0.0)
+
+    def band_terms(carry, inputs):
+        modes, mean, templates, kernel, image, variance, model_band, position, sky_sd = (
+            inputs
+        )
+
+        def columns(center, s, is_star, flux):
+            galaxy = renderer.render_band(modes, kernel, center)
+            psf = renderer.render_band(point, kernel, center)
+            slot = (jnp.arange(n_modes) == model_band).astype(dtype) * STAR_SPREAD
+            cols = jnp.where(is_star, slot[:, None, None] * psf[None], galaxy) * s
+            prior_mean = s * jnp.where(
+                is_star, psf, renderer.render_band(mean, kernel, center)
+            )
+
+            def shifted(c):
+                mixed = jnp.sum(templates * flux[:, model_band, None, None], axis=0)
+                return renderer.render_band(mixed, kernel, c)
+
+            unit = jnp.eye(2, dtype=dtype)
+            slopes = jnp.stack(
+                [jax.jvp(shifted, (center,), (unit[axis],))[1] for axis in (0, 1)]
+            )
+            return cols, prior_mean, slopes
+
+        cols, prior_mean, slopes = jax.vmap(columns)(
+            centers, scale, blend.is_star, amplitudes.flux
+        )
+        blocks = [cols.reshape(-1, height, width)]
+        if settings.centroid_sigma > 0:
+            slopes = slopes * (settings.centroid_sigma * blend.present)[:, None, None, None]
+            blocks.append(slopes.reshape(-1, height, width))
+        if n_sky:
+            slot = (jnp.arange(n_sky) == position).astype(dtype) * sky_sd
+            blocks.append(
+                jnp.broadcast_to(slot[:, None, None], (n_sky, height, width))
+            )
+        A = jnp.concatenate(blocks).reshape(-1, height * width)
+        masked = jnp.isinf(variance)
+        root = jnp.where(masked, 0.0, 1 / jnp.sqrt(jnp.where(masked, 1.0, variance)))
+        A = A * root.ravel()[None]
+        r = ((image - jnp.sum(prior_mean, axis=0)) * root).ravel()
+        log_norm = jnp.sum(
+            jnp.where(masked, 0.0, jnp.log(2 * jnp.pi * jnp.where(masked, 1.0, variance)))
+        )
+        H, b, r2, total, n_data = carry
+        return (
+            H + A @ A.T,
+            b + A @ r,
+            r2 + r @ r,
+            total + log_norm,
+            n_data + jnp.sum(~masked).astype(dtype),
+        ), None
+
+    n_sources = len(blend.present)
+    n_unknown = n_sources * n_modes + n_sky
+    n_unknown += 2 * n_sources if settings.centroid_sigma > 0 else 0
+    zero = jnp.zeros((), dtype)
+    carry = (
+        jnp.zeros((n_unknown, n_unknown), dtype),
+        jnp.zeros((n_unknown,), dtype),
+        zero,
+        zero,
+        zero,
+    )
+    n_bands = len(observation.band_index)
+    inputs = (
+        transform.modes,
+        transform.mean,
+        jnp.swapaxes(transform.templates, 0, 1),
+        renderer.kernel,
+        observation.image,
+        observation.variance,
+        jnp.asarray(observation.band_index),
+        first + jnp.arange(n_bands),
+        sky_scale,
+    )
+    carry, _ = jax.lax.scan(band_terms, carry, inputs)
+    return carry, sky_scale
+
+
+def render_sources(
+    images: Float[Array, "source band stamp stamp"],
+    centers: Float[Array, "source 2"],
+    blend: Blend,
+    psf_sigma: Float[Array, ""],
+) -> tuple[Float[Array, "source band height width"], ...]:
+    """Model images of all sources on the pixels of every observation of a blend."""
+    rendered = []
+    for observation in blend.observations:
+        renderer = Renderer.of(observation, images.shape[-1], psf_sigma)
+        index = jnp.asarray(observation.band_index)
+        rendered.append(jax.vmap(renderer.render_stamps)(images[:, index], centers))
+    return tuple(rendered)
