@@ -36,6 +36,18 @@ def test_detection_image_is_the_signal_to_noise_of_a_point_source():
     assert np.isclose(lower, expected * np.sqrt(1.25 / 2), rtol=1e-3)
 
 
+def test_detection_image_of_a_lopsided_psf_peaks_at_the_source():
+    """Correlated with its own PSF, a source peaks where it is, not twice its skewness away."""
+    psf = 0.7 * PSF + 0.3 * np.roll(PSF, (3, 5), axis=(1, 2))
+    image = np.zeros((2, 61, 61))
+    image[:, 15:46, 15:46] = psf
+    significance = detection_image(image, np.ones_like(image), psf)
+    assert np.unravel_index(significance.argmax(), (61, 61)) == (30, 30)
+    # At the source: sum P^2 over its root, for two bands.
+    expected = np.sqrt(2 * np.sum(psf[0] ** 2))
+    assert np.isclose(significance[30, 30], expected, rtol=1e-9)
+
+
 def test_detection_image_has_unit_variance_in_noise_also_near_masks(rng):
     image = 3.0 * rng.standard_normal((2, 300, 300))
     variance = np.full_like(image, 9.0)
@@ -114,6 +126,14 @@ def test_large_blends_are_cut_at_a_higher_threshold():
     assert set(np.unique(cut.segmentation[:, :32])) == {0, cut.labels[0]}
     assert set(np.unique(cut.segmentation[:, 33:])) == {0, cut.labels[2]}
     np.testing.assert_array_equal(cut.segmentation > 0, whole.segmentation > 0)
+
+
+def test_a_cut_follows_the_light_not_the_number_of_sources():
+    """Three sources close together and one apart: 3 + 1, where halves would be 2 + 2."""
+    positions = np.array([[30.0, 20], [30, 25], [30, 30], [30, 42]])
+    image, variance = scene([(y, x, 400.0) for y, x in positions])
+    cut = group_footprints(image, variance, PSF, positions, max_sources=3)
+    assert cut.labels[0] == cut.labels[1] == cut.labels[2] != cut.labels[3]
 
 
 def test_inseparable_sources_are_cut_all_the_same():

@@ -147,6 +147,9 @@ def test_stars_lie_on_the_locus():
     assert abs(r_i.mean() - 1.05) < 0.02
     assert 0.02 < r_i.std() < 0.06
     assert stars["mag_i"].between(18, 24).all()
+    # 60 % are M dwarfs of g-i = 2.3 +- 0.4, 40 % turn-off stars of 0.7 +- 0.2.
+    assert abs(np.mean(mag["g"] - mag["i"] > 1.4) - 0.6 * 0.988) < 0.02
+    assert abs(np.median((mag["g"] - mag["i"])[mag["g"] - mag["i"] < 1.4]) - 0.7) < 0.02
 
 
 def test_errors_name_what_is_wrong(rng):

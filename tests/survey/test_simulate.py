@@ -126,15 +126,22 @@ def test_photon_noise_adds_to_the_variance():
 
 
 def test_number_of_sources_is_that_of_the_real_sky():
-    """Counts over 12 fields of 1 arcmin^2 or so: Poisson errors."""
-    settings = dict(shape=(96, 96), stamp=9, psf_size=9, mag_limit=24.0)
-    fields = [simulate(seed=seed, **settings) for seed in range(8)]
-    stars = sum(np.sum(f.catalog["type"] == "star") for f in fields)
-    total = sum(len(f.catalog) for f in fields)
-    area = 8 * (96 * 0.168 / 60) ** 2
-    expected = 46 * (10 ** (0.31 * (24 - 25)) - 10 ** (0.31 * (18 - 25))) * area
-    assert abs(total - stars - expected) < 4 * np.sqrt(expected)
-    assert abs(stars - 2 * area) < 4 * np.sqrt(2 * area)
+    """46 10^(0.31 (i - 25)) per arcmin^2 times the multiplier; Poisson errors."""
+    area = (96 * 0.168 / 60) ** 2
+    field = simulate(
+        shape=(96, 96),
+        stamp=9,
+        psf_size=9,
+        mag_limit=23.0,
+        density=200.0,
+        star_density=2000.0,
+    )
+    stars = np.sum(field.catalog["type"] == "star")
+    galaxies = len(field.catalog) - stars
+    expected = 200 * 46 * (10 ** (0.31 * -2) - 10 ** (0.31 * -7)) * area
+    assert expected > 120
+    assert abs(galaxies - expected) < 4 * np.sqrt(expected)
+    assert abs(stars - 2000 * area) < 4 * np.sqrt(2000 * area)
 
 
 def test_catalog_coordinates_are_offsets_on_the_tangent_plane(field):
@@ -218,6 +225,29 @@ def test_truth_columns_agree_with_the_images(field):
     # A star is the model PSF: half-light radius 0.7 sqrt(2 ln 2) pixel; on whole pixels, 10 %.
     assert np.allclose(truth["hlr"][star], 0.7 * 1.1774 * 0.168, rtol=0.1)
     assert np.all(truth["hlr"][~star] > truth["hlr"][star].max())
+
+
+def test_truth_snr_and_shape(field, blends):
+    """S/N of a star from the PSF; ellipticity of disks along their major axes."""
+    truth = field.truth
+    star = truth["type"] == "star"
+    norm = np.sqrt(np.sum(field.psf[2].astype(float) ** 2))
+    expected = truth["flux_i"][star] * norm / HSC.sky_sigma[2]
+    # The star lies between pixels, the PSF on one: 1 % of the sum of squares.
+    np.testing.assert_allclose(truth["snr_i"][star], expected, rtol=0.01)
+    truth = blends.truth
+    # A disk dominates where there is no bulge and there are no knots.
+    disk = (truth["bt_i"] == 0) & (truth["knots_n"] == 0) & (truth["q_disk"] < 0.6)
+    # Smaller disks are round in the model PSF, and the pixel grid turns them.
+    disk &= truth["hlr_disk"] > 0.2
+    assert disk.sum() >= 3
+    angle = np.arctan2(truth["e2"][disk], truth["e1"][disk]) / 2
+    difference = np.angle(np.exp(2j * (angle - truth["beta"][disk]))) / 2
+    # The sampling of the model image leaves 0.01 rad.
+    assert np.all(np.abs(difference) < 0.03)
+    q = truth["q_disk"][disk]
+    ellipticity = np.hypot(truth["e1"][disk], truth["e2"][disk])
+    assert np.all(ellipticity < (1 - q**2) / (1 + q**2) + 0.02)
 
 
 def test_blends_have_two_to_six_sources_and_span_blendedness(blends):
