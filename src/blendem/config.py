@@ -143,6 +143,11 @@ class PriorConfig(Section):
         description="sd of ln(amplitude) in training; 0.3 was too narrow: 68 % coverage"
         " 0.52 above blendedness 0.5",
     )
+    colour_jitter: NonNegativeFloat = Field(
+        0.0,
+        description="sd of ln(flux) per band added in training; real colours are broader"
+        " than any set of templates",
+    )
     start: OptionalPath = Field(
         None, description="path of a prior to start from; null: train one from stamps"
     )
@@ -152,7 +157,7 @@ class EMConfig(Section):
     """Improving the prior from the blended observations."""
 
     laps: NonNegativeInt = Field(2, le=99, description="laps; 0 keeps the first prior")
-    iterations: PositiveInt = Field(1, description="EM iterations within a lap")
+    iterations: PositiveInt = Field(4, description="EM iterations within a lap")
     symmetric: bool = Field(True, description="keep the 8 symmetries of the square")
     min_eigenvalue: PositiveFloat = Field(
         1e-8, description="floor of the prior variance of a mode [training variance]"
@@ -189,7 +194,12 @@ class BlendsConfig(Section):
         min_length=1,
         description="shapes that blends are padded to",
     )
-    batch: PositiveInt = Field(8, description="blends computed at once")
+    group: Literal["footprint", "field"] = Field(
+        "footprint",
+        description="what is one blend: sources that share a detection footprint, or the"
+        " whole field (ready-made cut-outs)",
+    )
+    batch: PositiveInt = Field(4, description="blends computed at once")
     margin: NonNegativeInt = Field(4, description="margin around a footprint [pixel]")
 
 
@@ -200,6 +210,9 @@ class InferConfig(Section):
     reference_band: Text = Field("i", description="band whose flux is the amplitude")
     recentre: bool = Field(True, description="fit the catalog positions first")
     recentre_iterations: PositiveInt = Field(3, description="Gauss-Newton steps of it")
+    centroid_prior: PositiveFloat = Field(
+        0.3, description="sd of the catalog positions [model pixel]"
+    )
     centroid_sigma: NonNegativeFloat = Field(
         0.05, description="sd of a centre, marginalised [model pixel]; 0: off"
     )

@@ -91,6 +91,10 @@ def read_observation(row: FieldRow) -> ObservedField:
         if catalog is not None:
             catalog = clean_catalog(catalog, raw.wcs, name)
             problems += check_catalog(catalog, image.shape[1:], raw.wcs, name)
+            unknown = sorted(set(row.stars) - set(catalog["id"].tolist()))
+            if unknown:
+                problems.append(f"column stars: no source of {name} has id {unknown}")
+            catalog["type"][np.isin(catalog["id"], row.stars)] = "star"
     except InputError as error:
         problems.append(str(error))
     if problems:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REQUIRED = ("field", "instrument", "path")
-OPTIONAL = ("catalog", "survey", "bands", "magzero")
+OPTIONAL = ("catalog", "survey", "bands", "magzero", "stars")
 # Where `${BLENDEM_DATA}` points when the variable is not set, from the working directory.
 DATA_VARIABLE, DATA_DEFAULT = "BLENDEM_DATA", "../shared/data"
 FIELD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -37,6 +37,7 @@ class FieldRow:
         survey: Free text.
         bands: Bands of the file's planes, where the file does not say it.
         magzero: AB zero point [mag], where the file does not say it.
+        stars: Ids of sources to take for stars, where the catalog does not say it.
     """
 
     field: str
@@ -46,6 +47,7 @@ class FieldRow:
     survey: str = ""
     bands: tuple[str, ...] | None = None
     magzero: float | None = None
+    stars: tuple[int, ...] = ()
 
 
 def split_bands(text: str) -> tuple[str, ...]:
@@ -80,7 +82,8 @@ def read_fields_table(path: str | Path) -> list[FieldRow]:
 
     Tab-separated, with a header line; empty lines and lines that start with `#` are
     skipped. Columns `field`, `instrument`, `path` are needed, `catalog`, `survey`, `bands`
-    (`g,r,i`) and `magzero` are optional. Several rows with one `field` are several
+    (`g,r,i`), `magzero` and `stars` (ids) are
+    optional. Several rows with one `field` are several
     observations of it; the first one sets the model grid. Relative paths start from the
     table's folder; `${BLENDEM_DATA}` and other environment variables are expanded.
 
@@ -178,6 +181,12 @@ def _read_row(header: list[str], cells: list[str], folder: Path) -> FieldRow:
             raise InputError(
                 f"magzero {cell['magzero']!r} is not a number; give the AB zero point [mag]"
             ) from None
+    try:
+        stars = tuple(int(name) for name in split_bands(cell["stars"]))
+    except ValueError:
+        raise InputError(
+            f"stars {cell['stars']!r} are not ids; give whole numbers separated by commas"
+        ) from None
     return FieldRow(
         field=cell["field"],
         instrument=cell["instrument"],
@@ -186,4 +195,5 @@ def _read_row(header: list[str], cells: list[str], folder: Path) -> FieldRow:
         survey=cell["survey"],
         bands=split_bands(cell["bands"]) or None,
         magzero=magzero,
+        stars=stars,
     )

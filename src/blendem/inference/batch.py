@@ -1,0 +1,131 @@
+"""Running one program over many blends: batch after batch, flat memory."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blendem.blend import Blend
+from blendem.inference.statistics import (
+    BasisTransforms,
+    Settings,
+    Statistics,
+    compute_statistics,
+    render_sources,
+    transform_basis,
+)
+from blendem.prior.gaussian import Basis
+from blendem.renderer import Renderer
+
+
+def batches(stack: Blend, batch: int) -> Iterator[tuple[int, Blend]]:
+    """Cut stacked blends into batches of one size.
+
+    Yields the number of blends that count, and the batch; the last batch repeats its last
+    blend to fill up, so that it needs no program of its own.
+    """
+    n = len(stack.centers)
+    for start in range(0, n, batch):
+        index = np.minimum(np.arange(start, start + batch), n - 1)
+        yield (
+            min(batch, n - start),
+            jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], stack),
+        )
+
+
+def run_batches(program: Callable, stack: Blend, batch: int, *others):
+    """Apply a batched `program(blends, *others)` and join its results in NumPy.
+
+    `others` are pytrees of arrays with the same leading axis as the stack.
+    """
+    parts = []
+    for count, (blends, *rest) in _together(stack, batch, others):
+        result = program(blends, *rest)
+        parts.append(jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], result))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _together(stack, batch, others):
+    for count, pair in batches(_Bundle(stack, others), batch):
+        yield count, (pair.stack, *pair.others)
+
+
+class _Bundle(eqx.Module):
+    stack: Blend
+    others: tuple
+
+    @property
+    def centers(self):
+        return self.stack.centers
+
+
+def first_of(stack: Blend) -> Blend:
+    """The first blend of a stack."""
+    return jax.tree.map(lambda leaf: leaf[0], stack)
+
+
+def transforms_of(stack: Blend, basis: Basis) -> tuple[BasisTransforms, ...]:
+    """Transforms of a basis on the FFT grids of a stack's observations."""
+    stamp = basis.mean.shape[-1]
+    result = []
+    for observation in first_of(stack).observations:
+        shape = jax.eval_shape(
+            partial(Renderer.of, stamp=stamp, psf_sigma=0.7), observation
+        )
+        transform = transform_basis(basis, shape.n_stamp, observation.band_index)
+        result.append(jax.tree.map(jnp.asarray, transform))
+    return tuple(result)
+
+
+@eqx.filter_jit
+def _statistics(blends, transforms, psf_sigma, n_bands, settings):
+    one = partial(
+        compute_statistics,
+        transforms=transforms,
+        n_bands=n_bands,
+        psf_sigma=psf_sigma,
+        settings=settings,
+    )
+    return jax.vmap(one)(blends)
+
+
+def statistics_of(
+    stack: Blend, basis: Basis, settings: Settings, batch: int
+) -> Statistics:
+    """`compute_statistics` of stacked blends: one compilation, flat memory."""
+    transforms = transforms_of(stack, basis)
+    psf_sigma = np.float32(basis.psf_sigma)
+
+    def program(blends):
+        return _statistics(blends, transforms, psf_sigma, len(basis.bands), settings)
+
+    return run_batches(program, stack, batch)
+
+
+@eqx.filter_jit
+def _render(blends, images, centers, psf_sigma):
+    one = partial(render_sources, psf_sigma=psf_sigma)
+    return jax.vmap(lambda blend, i, c: one(i, c, blend))(blends, images, centers)
+
+
+def render_of(
+    stack: Blend, images: np.ndarray, centers: np.ndarray, psf_sigma: float, batch: int
+) -> tuple[np.ndarray, ...]:
+    """Observed images `(blend, source, band, height, width)` per observation.
+
+    Args:
+        stack: Stacked blends.
+        images: Model images `(blend, source, band, stamp, stamp)`, zero for padding.
+        centers: Model pixel (y, x) `(blend, source, 2)`.
+        psf_sigma: Sigma of the model PSF [model pixel].
+        batch: Blends at once.
+    """
+    sigma = np.float32(psf_sigma)
+
+    def program(blends, i, c):
+        return _render(blends, i, c, sigma)
+
+    return run_batches(program, stack, batch, np.float32(images), np.float32(centers))

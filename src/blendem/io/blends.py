@@ -1,0 +1,98 @@
+"""Padded blends and their statistics on disk, stacked by the program that they need."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from blendem.blend import Blend
+from blendem.io.h5 import read_h5, write_h5
+from blendem.observation import Observation
+
+
+@dataclass(frozen=True)
+class BlendSet:
+    """All blends of a chunk of fields.
+
+    Attributes:
+        stacks: Blends of equal shape stacked on their first axis: one compilation each.
+        sources: Columns of the sources: `field, id, x, y, ra, dec, type, blend` (row in
+            `blends`), `slot` (place in its blend), `flags`.
+        blends: Columns of the blends: `field, number` (in the field), `stack` (-1: none),
+            `index` (in the stack), `corner_y, corner_x, height, width, flags`.
+        fields: Name -> `magzero, unit, bands, instrument, wcs` (header text or "").
+        attrs: `bands, psf_sigma, pixel_scale, stamp`.
+    """
+
+    stacks: list[Blend]
+    sources: dict[str, np.ndarray]
+    blends: dict[str, np.ndarray]
+    fields: dict[str, dict[str, Any]]
+    attrs: dict[str, Any]
+
+    def blend(self, row: int) -> Blend | None:
+        """The padded blend of a row of `blends`; None where it fits no bucket."""
+        stack, index = int(self.blends["stack"][row]), int(self.blends["index"][row])
+        if stack < 0:
+            return None
+        return jax.tree.map(lambda leaf: leaf[index], self.stacks[stack])
+
+
+def signature(blend: Blend) -> tuple:
+    """What decides which program a blend needs."""
+    return (
+        len(blend.present),
+        tuple(
+            (o.image.shape, o.psf.shape, o.band_index, o.same_grid)
+            for o in blend.observations
+        ),
+    )
+
+
+def write_blends(path: str | Path, blends: BlendSet) -> None:
+    """Write a set of blends as HDF5; the file appears only when complete."""
+    arrays: dict[str, Any] = {"sources": blends.sources, "blends": blends.blends}
+    static = []
+    for number, stack in enumerate(blends.stacks):
+        static.append([[list(o.band_index), o.same_grid] for o in stack.observations])
+        arrays[f"stack_{number}"] = {
+            "centers": stack.centers,
+            "is_star": stack.is_star,
+            "present": stack.present,
+        } | {
+            f"observation_{i}": {
+                name: getattr(o, name)
+                for name in ("image", "variance", "psf", "jacobian", "offset")
+            }
+            for i, o in enumerate(stack.observations)
+        }
+    attrs = {"static": static, "fields": blends.fields, "attrs": blends.attrs}
+    write_h5(path, arrays, attrs)
+
+
+def read_blends(path: str | Path) -> BlendSet:
+    """Read what `write_blends` wrote.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    arrays, attrs = read_h5(path)
+    stacks = []
+    for number, static in enumerate(attrs["static"]):
+        group = arrays[f"stack_{number}"]
+        observations = tuple(
+            Observation(
+                **group[f"observation_{i}"],
+                band_index=tuple(band_index),
+                same_grid=bool(same_grid),
+            )
+            for i, (band_index, same_grid) in enumerate(static)
+        )
+        stacks.append(
+            Blend(observations, group["centers"], group["is_star"], group["present"])
+        )
+    return BlendSet(
+        stacks, arrays["sources"], arrays["blends"], attrs["fields"], attrs["attrs"]
+    )

@@ -1,0 +1,231 @@
+"""Cutting a field into padded blends."""
+
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import NamedTuple
+
+import numpy as np
+from astropy.wcs import WCS
+from jaxtyping import Bool, Float, Int
+
+from blendem.blend import (
+    Blend,
+    Bucket,
+    bounding_box,
+    choose_bucket,
+    pad_observation,
+    pad_sources,
+)
+from blendem.frame import affine_between, local_cd
+from blendem.survey.footprints import group_footprints
+
+
+class SourceFlag(IntFlag):
+    """What may be wrong with a source; 0 is fine. The values are part of the catalog."""
+
+    SPLIT = 1  # its blend was cut: it had more sources than a bucket holds
+    CLIPPED = 2  # the image of its blend was cut to the largest bucket
+    TOO_LARGE = 4  # the blend fits no bucket: no result
+    NO_DATA = 8  # all pixels at its position are masked: the result is the prior
+    FAILED = 16  # the posterior could not be computed: no result
+    OFF_CENTER = 32  # the fitted centre ran into its bound
+    NO_SHAPE = 64  # size or ellipticity could not be measured
+    BAD_FIT = 128  # chi2 of the blend is far above its expectation
+
+
+class Plane(NamedTuple):
+    """One observation of a field, as plain values.
+
+    Attributes:
+        image, variance, psf: As in `Observation`, for the whole field.
+        wcs: Celestial WCS or None.
+        band_index: Index of each plane among the model bands.
+        pixel_scale: Side of a pixel [arcsec], used where there is no WCS.
+    """
+
+    image: Float[np.ndarray, "band height width"]
+    variance: Float[np.ndarray, "band height width"]
+    psf: Float[np.ndarray, "band size size"]
+    wcs: WCS | None
+    band_index: tuple[int, ...]
+    pixel_scale: float
+
+
+class CutBlend(NamedTuple):
+    """A blend of a field.
+
+    Attributes:
+        blend: The padded blend, or None where no bucket holds it.
+        bucket: The bucket.
+        members: Row of each source in the catalog.
+        corner: First pixel (y, x) of the cut-out in the first observation.
+        shape: Height and width of the cut-out before padding.
+        flags: `SourceFlag` of the whole blend.
+    """
+
+    blend: Blend | None
+    bucket: Bucket | None
+    members: Int[np.ndarray, " source"]
+    corner: tuple[int, int]
+    shape: tuple[int, int]
+    flags: int
+
+
+def pixel_scale_of(wcs: WCS | None, fallback: float) -> float:
+    """Side of a pixel [arcsec]: that of the WCS at its reference pixel, or `fallback`."""
+    if wcs is None:
+        return fallback
+    x, y = wcs.wcs.crpix - 1
+    return float(np.sqrt(abs(np.linalg.det(local_cd(wcs, (y, x))))))
+
+
+def extract_blends(
+    planes: Sequence[Plane],
+    positions: Float[np.ndarray, "n 2"],
+    is_star: Bool[np.ndarray, " n"],
+    buckets: Sequence[Bucket],
+    *,
+    group: str,
+    threshold: float,
+    max_sources: int,
+    margin: int,
+    pixel_scale: float | None = None,
+) -> list[CutBlend]:
+    """Group the sources of a field and cut one padded blend per group.
+
+    Pixels of other groups' footprints are masked in a cut-out.
+
+    Args:
+        planes: Observations of the field; the first sets the model grid.
+        positions: Sources (y, x) in the first observation [pixel].
+        is_star: Point sources.
+        buckets: Allowed shapes.
+        group: "footprint" (sources that share a detection footprint are one blend) or
+            "field" (the field is one blend, as in sets of ready-made cut-outs).
+        threshold: Of the footprints [sigma].
+        max_sources: Larger blends are split.
+        margin: Pixels around a footprint.
+        pixel_scale: Side of a model pixel [arcsec]; None: that of the first observation.
+    """
+    first = planes[0]
+    if group == "field":
+        labels = np.ones(len(positions), int)
+        segmentation = np.ones(first.image.shape[1:], int)
+        split = np.zeros(len(positions), bool)
+        if len(positions) > max_sources:
+            group = "footprint"
+    if group == "footprint":
+        labels, segmentation, split = group_footprints(
+            first.image,
+            first.variance,
+            first.psf,
+            positions,
+            threshold=threshold,
+            max_sources=max_sources,
+        )
+    blends = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        flags = SourceFlag.SPLIT if split[members].any() else SourceFlag(0)
+        box = bounding_box(segmentation == label, positions[members], margin)
+        shape = (box[1] - box[0], box[3] - box[2])
+        bucket = choose_bucket(len(members), shape, buckets)
+        if bucket is None:
+            box, bucket = _clip(box, positions[members], buckets)
+            flags |= SourceFlag.CLIPPED
+        if bucket is None:
+            blends.append(
+                CutBlend(None, None, members, box[::2], shape, flags | SourceFlag.TOO_LARGE)
+            )
+            continue
+        shape = (box[1] - box[0], box[3] - box[2])
+        observations, centers = _cut(
+            planes, box, bucket, positions[members], segmentation, label, pixel_scale
+        )
+        blend = pad_sources(observations, centers, is_star[members], bucket.sources)
+        blends.append(CutBlend(blend, bucket, members, box[::2], shape, int(flags)))
+    return blends
+
+
+def _clip(box, positions, buckets):
+    """Shrink a box to the largest bucket that holds the sources, around their middle."""
+    extent = np.ptp(positions, axis=0)
+    fits = [
+        b
+        for b in buckets
+        if b.sources >= len(positions) and b.size > extent.max() + 2
+    ]
+    if not fits:
+        return box, None
+    bucket = max(fits, key=lambda b: b.size)
+    middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
+    sides = []
+    for axis, (low, high) in enumerate((box[:2], box[2:])):
+        start = int(np.clip(middle[axis] - bucket.size // 2, low, max(low, high - bucket.size)))
+        sides += [start, min(high, start + bucket.size)]
+    return tuple(sides), bucket
+
+
+def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
+    """Padded observations of one box, and the centres in the blend's model pixels."""
+    first = planes[0]
+    y0, y1, x0, x1 = box
+    middle = np.array([0.5 * (y0 + y1 - 1), 0.5 * (x0 + x1 - 1)])
+    scale = pixel_scale_of(first.wcs, first.pixel_scale)
+    zoom = 1.0 if pixel_scale is None else scale / pixel_scale
+    if abs(zoom - 1) < 0.01:
+        zoom = 1.0
+    observations = []
+    for plane in planes:
+        # observed pixel -> pixel of the first observation -> model pixel of the blend
+        jacobian, offset = (np.eye(2), np.zeros(2))
+        if plane is not first:
+            center = middle
+            if plane.wcs is not None:
+                sky = first.wcs.celestial.all_pix2world([middle[::-1]], 0)
+                center = plane.wcs.celestial.all_world2pix(sky, 0)[0][::-1]
+            jacobian, offset = affine_between(plane.wcs, first.wcs, tuple(center))
+        same = plane is first or bool(
+            np.allclose(jacobian, np.eye(2), atol=1e-4)
+        )
+        if same and plane is not first:
+            jacobian = np.eye(2)
+        low, high = _box_in(plane, box, jacobian, offset)
+        size = bucket.size
+        if not same:
+            size = int(np.ceil(bucket.size / np.sqrt(abs(np.linalg.det(jacobian))) / 2) * 2)
+            high = np.minimum(high, low + size)
+        image = plane.image[:, low[0] : high[0], low[1] : high[1]]
+        variance = plane.variance[:, low[0] : high[0], low[1] : high[1]].copy()
+        yy, xx = np.mgrid[low[0] : high[0], low[1] : high[1]]
+        at = np.tensordot(jacobian, np.stack([yy, xx]), axes=1) + offset[:, None, None]
+        at = np.round(at).astype(int)
+        height, width = segmentation.shape
+        inside = (at[0] >= 0) & (at[0] < height) & (at[1] >= 0) & (at[1] < width)
+        owner = np.zeros(at.shape[1:], int)
+        owner[inside] = segmentation[at[0][inside], at[1][inside]]
+        variance[:, (owner != 0) & (owner != label)] = np.inf
+        observations.append(
+            pad_observation(
+                image,
+                variance,
+                plane.psf,
+                size=size,
+                jacobian=zoom * jacobian,
+                offset=zoom * (jacobian @ low + offset - np.array([y0, x0])),
+                band_index=plane.band_index,
+                same_grid=same and zoom == 1.0,
+            )
+        )
+    return tuple(observations), zoom * (positions - np.array([y0, x0]))
+
+
+def _box_in(plane, box, jacobian, offset):
+    """Corners (low, high) in `plane` of a box of the first observation."""
+    y0, y1, x0, x1 = box
+    corners = np.array([[y, x] for y in (y0, y1 - 1) for x in (x0, x1 - 1)], float)
+    mapped = np.linalg.solve(jacobian, (corners - offset).T).T
+    limit = np.array(plane.image.shape[1:])
+    low = np.clip(np.floor(mapped.min(axis=0) + 1e-6).astype(int), 0, limit - 1)
+    high = np.clip(np.ceil(mapped.max(axis=0) - 1e-6).astype(int) + 1, low + 1, limit)
+    return low, high
