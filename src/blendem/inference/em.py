@@ -63,7 +63,11 @@ def expectation(
 
 
 def maximization(
-    total: Expectation, prior: GaussianPrior, *, symmetric: bool = True
+    total: Expectation,
+    prior: GaussianPrior,
+    *,
+    symmetric: bool = True,
+    floor: float = 1e-8,
 ) -> GaussianPrior:
     """M step: the Gaussian of highest expected log density, in the same basis.
 
@@ -71,6 +75,7 @@ def maximization(
         total: Sums over all blends.
         prior: The prior of the E step (its basis is kept).
         symmetric: Restrict the prior to those that the 8 symmetries leave invariant.
+        floor: Smallest variance of a direction [variance of the training set].
 
     Raises:
         ValueError: If there is no galaxy to learn from.
@@ -88,4 +93,4 @@ def maximization(
             np.asarray(basis.modes), np.asarray(basis.eigenvalues, float)
         )
         mean, covariance = symmetrise_moments(mean, covariance, representation)
-    return GaussianPrior.from_moments(prior.basis, mean, covariance)
+    return GaussianPrior.from_moments(prior.basis, mean, covariance, floor)

@@ -125,6 +125,7 @@ def write_models(
     unit: str = "",
     image: Float[np.ndarray, "band y x"] | None = None,
     model: Float[np.ndarray, "band y x"] | None = None,
+    variance: Float[np.ndarray, "band y x"] | None = None,
     wcs: WCS | None = None,
 ) -> None:
     """Write the images of all sources of a field as FITS.
@@ -140,6 +141,7 @@ def write_models(
         meta: Header cards as in `write_catalog`.
         unit: Unit of all images.
         image, model: The whole field and its model; SCI, MODEL and RESIDUAL.
+        variance: Variance of the whole field, VAR [unit^2].
         wcs: WCS of the whole field.
 
     Raises:
@@ -169,7 +171,7 @@ def write_models(
     table = Table(sources, copy=True)
     table["corner_x"], table["corner_y"] = np.asarray(corner).T[::-1]
     hdus.append(_table("IDS", table, unit))
-    whole = {"SCI": image, "MODEL": model}
+    whole = {"SCI": image, "MODEL": model, "VAR": variance}
     if image is not None and model is not None:
         whole["RESIDUAL"] = np.asarray(image) - np.asarray(model)
     for name, array in whole.items():

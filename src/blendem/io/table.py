@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REQUIRED = ("field", "instrument", "path")
@@ -48,6 +49,19 @@ class FieldRow:
     bands: tuple[str, ...] | None = None
     magzero: float | None = None
     stars: tuple[int, ...] = ()
+
+    def plain(self) -> dict[str, object]:
+        """Values that Snakemake can hand to a script."""
+        row = asdict(self) | {"path": str(self.path)}
+        return row | {"catalog": None if self.catalog is None else str(self.catalog)}
+
+    @classmethod
+    def of(cls, row: Mapping[str, object]) -> "FieldRow":
+        """The row that `plain` wrote."""
+        catalog = row["catalog"]
+        return cls(
+            **{**row, "path": Path(row["path"]), "catalog": catalog and Path(catalog)}
+        )
 
 
 def split_bands(text: str) -> tuple[str, ...]:

@@ -1,0 +1,27 @@
+"""blendem: simulate or read fields, fit all blends jointly, improve the prior, report."""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# Only without a file of the user's: its keys must not mix with those of the example.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/quickstart.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/simulate.smk"
+include: "workflow/rules/prior.smk"
+include: "workflow/rules/infer.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
+        summary=f"{OUT}/summary.json",
+        report=f"{OUT}/report.html",

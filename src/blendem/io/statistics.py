@@ -1,0 +1,39 @@
+"""Statistics and posteriors of blends on disk, one row per blend."""
+
+from pathlib import Path
+
+import numpy as np
+
+from blendem.inference.posterior import BlendStatistics, unpad
+from blendem.io.blends import BlendSet
+from blendem.io.h5 import read_h5
+
+
+def read_statistics(path: str | Path, blends: BlendSet) -> list[BlendStatistics | None]:
+    """Statistics of every row of `blends.blends`, without padding; None where there are none.
+
+    Blends whose statistics are not finite have none.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    arrays, _ = read_h5(path)
+    result = []
+    for stack, index in zip(blends.blends["stack"], blends.blends["index"], strict=True):
+        if stack < 0:
+            result.append(None)
+            continue
+        group, stacked = arrays[f"stack_{stack}"], blends.stacks[stack]
+        values = [group[name][index] for name in ("H", "b", "r2", "log_norm", "n_data")]
+        if not all(np.isfinite(v).all() for v in values):
+            result.append(None)
+            continue
+        result.append(
+            unpad(
+                *values,
+                present=np.asarray(stacked.present[index]),
+                is_star=np.asarray(stacked.is_star[index]),
+                n_modes=int(group["n_modes"]),
+            )
+        )
+    return result

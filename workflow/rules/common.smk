@@ -1,0 +1,77 @@
+# Settings of the run, its fields, and helpers that all rules share.
+import os
+import sys
+from pathlib import Path
+
+# Rules and scripts use this checkout, installed or not.
+sys.path.insert(0, str(Path(workflow.basedir) / "src"))
+
+import blendem
+from blendem.config import ConfigError, config_hash, load_config
+from blendem.io.table import FieldRow, InputError, read_fields_table
+
+# A default that the user's file does not mention must not leak in from the default file.
+try:
+    CONFIG = load_config(dict(config))
+    OUT = f"results/{CONFIG.run}"
+    if CONFIG.fields is None:
+        ROWS = [
+            FieldRow(
+                field=f"sim_{i:03d}",
+                instrument=CONFIG.simulate.instrument,
+                path=Path(f"{OUT}/fields/sim_{i:03d}.fits"),
+            )
+            for i in range(CONFIG.simulate.n_fields)
+        ]
+    else:
+        ROWS = read_fields_table(CONFIG.fields)
+except (ConfigError, InputError) as error:
+    raise WorkflowError(str(error)) from None
+
+FIELDS = list(dict.fromkeys(row.field for row in ROWS))
+CHUNKS = min(CONFIG.chunks, len(FIELDS))
+SIMULATED = CONFIG.fields is None
+LAPS = CONFIG.em.laps
+# Training stamps have the bands and pixels of this instrument, for real fields too.
+INSTRUMENT = CONFIG.simulate.instrument
+VERSION = blendem.__version__
+CONFIGFILE = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else ""
+
+
+wildcard_constraints:
+    chunk=r"\d+",
+    lap=r"\d+",
+    field=r"[A-Za-z0-9_.-]+",
+
+
+def modules(*names):
+    """Source files that a rule relies on: Snakemake does not see what a script imports."""
+    return [f"{workflow.basedir}/src/blendem/{name}.py" for name in names]
+
+
+def fields_of(chunk):
+    """Fields of a chunk, dealt like cards."""
+    return FIELDS[int(chunk) :: CHUNKS]
+
+
+def rows_of(chunk):
+    """Rows of the table of fields of a chunk, as plain values."""
+    names = set(fields_of(chunk))
+    return [row.plain() for row in ROWS if row.field in names]
+
+
+def files_of(chunk):
+    """Files that the fields of a chunk are read from."""
+    rows = rows_of(chunk)
+    catalogs = [row["catalog"] for row in rows if row["catalog"]]
+    return [row["path"] for row in rows] + catalogs
+
+
+def prior_of(lap):
+    """Prior of a lap."""
+    return f"{OUT}/prior/{int(lap):02d}.eqx"
+
+
+def all_chunks(pattern):
+    """A file of every chunk."""
+    return expand(f"{OUT}/{pattern}", chunk=range(CHUNKS))

@@ -1,0 +1,132 @@
+# From fields to blends, statistics, posteriors and catalogs: many blends per job.
+
+
+rule extract_blends:
+    input:
+        code=modules("blend", "frame", "survey/extract", "survey/footprints", "survey/detect"),
+        checked=f"{OUT}/checked.json",
+        fields=lambda wildcards: files_of(wildcards.chunk),
+        prior=prior_of(0),
+    output:
+        blends=f"{OUT}/blends/{{chunk}}.h5",
+    params:
+        rows=lambda wildcards: rows_of(wildcards.chunk),
+        blends=CONFIG.blends.model_dump(),
+        detect=CONFIG.detect.model_dump(),
+        frame=CONFIG.frame.model_dump(),
+    log:
+        f"{OUT}/logs/extract_blends/{{chunk}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/extract_blends/{{chunk}}.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/extract_blends.py"
+
+
+rule compute_statistics:
+    input:
+        code=modules("inference/statistics", "inference/amplitude", "renderer", "psf"),
+        blends=f"{OUT}/blends/{{chunk}}.h5",
+        prior=prior_of(0),
+    output:
+        statistics=f"{OUT}/statistics/{{chunk}}.h5",
+    params:
+        infer=CONFIG.infer.model_dump(exclude={"samples"}),
+        blends=CONFIG.blends.model_dump(),
+    log:
+        f"{OUT}/logs/compute_statistics/{{chunk}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/compute_statistics/{{chunk}}.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/compute_statistics.py"
+
+
+rule sample_posterior:
+    input:
+        code=modules("inference/posterior"),
+        blends=f"{OUT}/blends/{{chunk}}.h5",
+        statistics=f"{OUT}/statistics/{{chunk}}.h5",
+        prior=prior_of(LAPS),
+    output:
+        posterior=f"{OUT}/posterior/{{chunk}}.h5",
+    params:
+        seed=CONFIG.seed,
+        samples=CONFIG.infer.samples,
+    log:
+        f"{OUT}/logs/sample_posterior/{{chunk}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/sample_posterior/{{chunk}}.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/sample_posterior.py"
+
+
+# A rule per chunk, since the names of its outputs are those of the chunk's fields.
+for number in range(CHUNKS):
+
+    rule:
+        name:
+            f"measure_{number}"
+        input:
+            code=modules("measure/sources", "measure/shapes", "measure/photometry"),
+            fields=files_of(number),
+            blends=f"{OUT}/blends/{number}.h5",
+            statistics=f"{OUT}/statistics/{number}.h5",
+            posterior=f"{OUT}/posterior/{number}.h5",
+            prior=prior_of(LAPS),
+        output:
+            catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=fields_of(number)),
+            models=expand(f"{OUT}/models/{{field}}.fits", field=fields_of(number)),
+            samples=expand(f"{OUT}/samples/{{field}}.h5", field=fields_of(number)),
+            blends=f"{OUT}/measured/{number}.h5",
+        params:
+            rows=rows_of(number),
+            infer=CONFIG.infer.model_dump(),
+            blends=CONFIG.blends.model_dump(),
+            meta={
+                "METHOD": f"{CONFIG.prior.tier} prior, exact posterior, {LAPS} EM laps",
+                "CONFIG": config_hash(CONFIG),
+                "VERSION": VERSION,
+            },
+        log:
+            f"{OUT}/logs/measure/{number}.log",
+        benchmark:
+            f"{OUT}/benchmarks/measure/{number}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        script:
+            "../scripts/measure.py"
+
+    rule:
+        name:
+            f"fit_map_{number}"
+        input:
+            code=modules("inference/map", "morphology", "sersic"),
+            fields=files_of(number),
+            blends=f"{OUT}/blends/{number}.h5",
+            statistics=f"{OUT}/statistics/{number}.h5",
+            prior=prior_of(0),
+        output:
+            maps=expand(f"{OUT}/map/{{field}}.fits", field=fields_of(number)),
+            timing=f"{OUT}/map/{number}.h5",
+        params:
+            rows=rows_of(number),
+            map=CONFIG.map.model_dump(),
+            blends=CONFIG.blends.model_dump(),
+            meta={
+                "METHOD": f"MAP, {CONFIG.map.profile} profiles",
+                "CONFIG": config_hash(CONFIG),
+                "VERSION": VERSION,
+            },
+        log:
+            f"{OUT}/logs/fit_map/{number}.log",
+        benchmark:
+            f"{OUT}/benchmarks/fit_map/{number}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        script:
+            "../scripts/fit_map.py"

@@ -1,0 +1,72 @@
+# Fields with truth, training stamps, and the check of everything that is read.
+
+
+rule check_inputs:
+    input:
+        code=modules("io/fields", "io/checks", "io/readers", "io/catalogs", "io/table"),
+        table=CONFIG.fields or [],
+        files=[] if SIMULATED else sorted({f for c in range(CHUNKS) for f in files_of(c)}),
+    output:
+        checked=f"{OUT}/checked.json",
+    params:
+        fields=CONFIG.fields,
+    log:
+        f"{OUT}/logs/check_inputs.log",
+    benchmark:
+        f"{OUT}/benchmarks/check_inputs.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/check_inputs.py"
+
+
+rule simulate_stamps:
+    input:
+        code=modules(
+            "survey/simulate", "survey/population", "survey/profiles", "survey/sed"
+        ),
+        checked=f"{OUT}/checked.json",
+    output:
+        stamps=f"{OUT}/stamps/{{chunk}}.npy",
+    params:
+        seed=CONFIG.seed,
+        instrument=INSTRUMENT,
+        stamps=CONFIG.stamps.model_dump(),
+        frame=CONFIG.frame.model_dump(),
+    log:
+        f"{OUT}/logs/simulate_stamps/{{chunk}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/simulate_stamps/{{chunk}}.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/simulate_stamps.py"
+
+
+rule simulate_field:
+    input:
+        code=modules(
+            "survey/simulate",
+            "survey/population",
+            "survey/profiles",
+            "survey/sed",
+            "survey/layout",
+            "survey/truth",
+            "survey/instruments",
+        ),
+    output:
+        field=f"{OUT}/fields/{{field}}.fits",
+        truth=f"{OUT}/truth/{{field}}.h5",
+    params:
+        seed=CONFIG.seed,
+        index=lambda wildcards: FIELDS.index(wildcards.field),
+        simulate=CONFIG.simulate.model_dump(),
+        frame=CONFIG.frame.model_dump(),
+    log:
+        f"{OUT}/logs/simulate_field/{{field}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/simulate_field/{{field}}.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/simulate_field.py"

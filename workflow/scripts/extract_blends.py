@@ -1,0 +1,168 @@
+"""Cut the fields of one chunk into padded blends."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from blendem.blend import Bucket, stack
+from blendem.config import BlendsConfig, DetectConfig, FrameConfig
+from blendem.io.blends import BlendSet, signature, write_blends
+from blendem.io.fields import ObservedField, read_observation
+from blendem.io.priors import read_prior
+from blendem.io.table import FieldRow, InputError
+from blendem.logs import configure_logging
+from blendem.survey.detect import detect
+from blendem.survey.extract import Plane, SourceFlag, extract_blends, pixel_scale_of
+from blendem.survey.instruments import INSTRUMENTS
+
+LOG = logging.getLogger(__name__)
+DEFAULT_SCALE = 0.168  # of an unknown instrument without WCS [arcsec]: HSC
+
+
+def main(
+    rows: list[FieldRow],
+    prior: Path,
+    output: Path,
+    config: BlendsConfig,
+    detection: DetectConfig,
+    frame: FrameConfig,
+) -> None:
+    """Read every field, find its sources where it has no catalog, cut and stack."""
+    basis = read_prior(prior)[0].basis
+    buckets = [Bucket(b.sources, b.size) for b in config.buckets]
+    names = list(dict.fromkeys(row.field for row in rows))
+    sources, blends, stacks, fields = [], [], {}, {}
+    for name in names:
+        observed = [read_observation(row) for row in rows if row.field == name]
+        first = observed[0]
+        planes = [_plane(o, basis) for o in observed]
+        catalog = first.catalog
+        if catalog is None:
+            catalog = _detect(first, detection)
+        positions = np.stack([catalog["y"], catalog["x"]], axis=-1).astype(float)
+        stars = np.asarray(catalog["type"]) == "star"
+        cuts = extract_blends(
+            planes,
+            positions,
+            stars,
+            buckets,
+            group=config.group,
+            threshold=detection.group_threshold,
+            max_sources=detection.max_sources,
+            margin=config.margin,
+            pixel_scale=frame.pixel_scale,
+        )
+        for number, cut in enumerate(cuts):
+            place, index = -1, -1
+            if cut.blend is not None:
+                group = stacks.setdefault(signature(cut.blend), [])
+                place, index = list(stacks).index(signature(cut.blend)), len(group)
+                group.append(cut.blend)
+            for slot, row in enumerate(cut.members):
+                source = {key: catalog[key][row] for key in ("id", "x", "y", "ra", "dec")}
+                y, x = np.round(positions[row]).astype(int)
+                height, width = first.image.shape[1:]
+                y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+                dark = np.isinf(first.variance[:, y, x]).all()
+                sources.append(
+                    source
+                    | {
+                        "field": name,
+                        "type": str(catalog["type"][row]),
+                        "blend": len(blends),
+                        "slot": slot,
+                        "flags": int(cut.flags) | (SourceFlag.NO_DATA if dark else 0),
+                    }
+                )
+            blends.append(
+                {
+                    "field": name,
+                    "number": number,
+                    "stack": place,
+                    "index": index,
+                    "corner_y": cut.corner[0],
+                    "corner_x": cut.corner[1],
+                    "height": cut.shape[0],
+                    "width": cut.shape[1],
+                    "n_sources": len(cut.members),
+                    "flags": int(cut.flags),
+                }
+            )
+        fields[name] = {
+            "magzero": first.magzero,
+            "unit": first.unit,
+            "instrument": first.instrument,
+            "pixel_scale": planes[0].pixel_scale,
+        }
+        LOG.info("%s: %d sources in %d blends", name, len(catalog), len(cuts))
+    write_blends(
+        output,
+        BlendSet(
+            [stack(group, len(group)) for group in stacks.values()],
+            _columns(sources),
+            _columns(blends),
+            fields,
+            {"bands": list(basis.bands)},
+        ),
+    )
+
+
+def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
+    return {key: np.asarray([row[key] for row in rows]) for key in rows[0]}
+
+
+def _plane(observed: ObservedField, basis) -> Plane:
+    where = f"{observed.path} (field {observed.field})"
+    missing = [b for b in observed.bands if b not in basis.bands]
+    if missing:
+        raise InputError(
+            f"{where}: band {', '.join(missing)} is not in the prior, which has"
+            f" {', '.join(basis.bands)}; set frame.bands or train a prior with it"
+        )
+    known = INSTRUMENTS.get(observed.instrument)
+    scale = pixel_scale_of(
+        observed.wcs, known.pixel_scale if known else DEFAULT_SCALE
+    )
+    return Plane(
+        observed.image,
+        observed.variance,
+        observed.psf,
+        observed.wcs,
+        tuple(basis.bands.index(b) for b in observed.bands),
+        scale,
+    )
+
+
+def _detect(observed: ObservedField, config: DetectConfig):
+    found = detect(
+        observed.image,
+        observed.variance,
+        observed.psf,
+        threshold=config.threshold,
+        minarea=config.minarea,
+    )
+    if not len(found):
+        raise InputError(
+            f"{observed.path} (field {observed.field}): no source above"
+            f" detect.threshold = {config.threshold}; lower it or give a catalog"
+        )
+    ra = dec = np.full(len(found), np.nan)
+    if observed.wcs is not None:
+        ra, dec = observed.wcs.celestial.all_pix2world(found["x"], found["y"], 0)
+    found["ra"], found["dec"], found["type"] = ra, dec, "galaxy"
+    LOG.info("%s: %d sources detected", observed.field, len(found))
+    return found
+
+
+if "snakemake" in globals():
+    configure_logging(snakemake.log[0])
+    params = snakemake.params
+    main(
+        [FieldRow.of(row) for row in params.rows],
+        Path(snakemake.input.prior),
+        Path(snakemake.output.blends),
+        BlendsConfig(**params.blends),
+        DetectConfig(**params.detect),
+        FrameConfig(**params.frame),
+    )

@@ -1,0 +1,115 @@
+"""Scores of the run: against the truth where there is one, and of every blend."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from astropy.table import Table
+
+from blendem.io.atomic import atomic_path
+from blendem.io.products import read_h5, read_models, read_samples, read_table
+from blendem.io.priors import read_prior
+from blendem.logs import configure_logging
+from blendem.measure.scores import score_sources
+from blendem.measure.shapes import measure_shapes
+
+
+def main(
+    catalogs: list[Path],
+    models: list[Path],
+    samples: list[Path],
+    truths: list[Path],
+    prior: Path,
+    chunks: list[Path],
+    evidence: list[Path],
+    reference_band: str,
+    last_lap: int,
+    sources: Path,
+    blends: Path,
+    laps: Path,
+) -> None:
+    """Join the fields and compare."""
+    basis = read_prior(prior)[0].basis
+    parts = []
+    for path in chunks:
+        table = read_h5(path)[0]["blends"]
+        parts.append(pd.DataFrame({k: np.asarray(v) for k, v in table.items()}))
+    joined = pd.concat(parts, ignore_index=True)
+    _write(blends, joined)
+    rows = pd.concat([pd.read_csv(path) for path in evidence] or [pd.DataFrame()])
+    final = {
+        "lap": last_lap,
+        "log_evidence": joined["log_evidence"].sum(),
+        "n_data": joined["n_data"].sum(),
+        "n_blends": int(joined["log_evidence"].notna().sum()),
+    }
+    _write(laps, pd.concat([rows, pd.DataFrame([final])], ignore_index=True))
+    scores = [
+        _score(*paths, basis, reference_band)
+        for paths in zip(catalogs, models, samples, truths, strict=False)
+    ]
+    _write(sources, pd.concat(scores) if scores else pd.DataFrame({"field": [], "id": []}))
+
+
+def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFrame:
+    """Scores of the sources of one simulated field."""
+    table = read_table(catalog)[0].to_pandas()
+    arrays, attrs = read_h5(truth)
+    true = Table(arrays["table"]).to_pandas()
+    bands = tuple(attrs["bands"])
+    for b in bands:
+        true[f"mag_{b}"] = attrs["magzero"] - 2.5 * np.log10(true[f"flux_{b}"])
+    reference = bands.index(reference_band)
+    # The truth goes through the same functions as the catalog: definitions cancel.
+    shapes = measure_shapes(arrays["model"][:, reference], float(basis.pixel_scale))
+    star = np.asarray(true["type"]) == "star"
+    for name in ("size", "e1", "e2"):
+        true[name] = np.where(star, np.nan, shapes[name])
+    draws = read_samples(samples)
+    flux = np.stack(
+        [
+            draws.images(basis, k).sum((-2, -1), dtype=float)
+            for k in range(len(draws.ids))
+        ],
+        axis=1,
+    )
+    table["field"] = true["field"] = catalog.stem
+    images = read_models(models)
+    scores = score_sources(
+        table,
+        true,
+        bands,
+        keys=("field", "id"),
+        samples=flux[:, :, [basis.bands.index(b) for b in bands]],
+        model_images=images["MODEL_MEAN"],
+        true_images=arrays["model"],
+    )
+    blend = dict(zip(table["id"], table["blend"], strict=True))
+    return scores.assign(
+        blend=scores["id"].map(blend),
+        type=scores["id"].map(dict(zip(true["id"], true["type"], strict=True))),
+    )
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+if "snakemake" in globals():
+    configure_logging(snakemake.log[0])
+    given, params, result = snakemake.input, snakemake.params, snakemake.output
+    main(
+        [Path(path) for path in given.catalogs],
+        [Path(path) for path in given.models],
+        [Path(path) for path in given.samples],
+        [Path(path) for path in given.truths],
+        Path(given.prior),
+        [Path(path) for path in given.chunks],
+        [Path(path) for path in given.evidence],
+        params.reference_band,
+        params.last_lap,
+        Path(result.sources),
+        Path(result.blends),
+        Path(result.laps),
+    )

@@ -1,0 +1,68 @@
+"""Simulate one field: what a user would give, and its truth."""
+
+from pathlib import Path
+
+import numpy as np
+
+from blendem.config import FrameConfig, SimulateConfig
+from blendem.io.fields import write_field
+from blendem.io.products import write_h5
+from blendem.logs import configure_logging
+from blendem.rng import stage_rng
+from blendem.survey.instruments import INSTRUMENTS
+from blendem.survey.simulate import simulate_field
+
+
+def main(
+    path: Path,
+    truth: Path,
+    simulate: SimulateConfig,
+    frame: FrameConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Simulate, write the field and its truth."""
+    field = simulate_field(
+        INSTRUMENTS[simulate.instrument],
+        simulate.shape,
+        rng=rng,
+        mode=simulate.mode,
+        density=simulate.density,
+        n_blends=simulate.n_blends,
+        mag_limit=simulate.mag_limit,
+        star_density=simulate.star_density,
+        population=simulate.population,
+        stamp=frame.stamp,
+        psf_sigma=frame.psf_sigma,
+    )
+    write_h5(
+        truth,
+        {
+            "table": field.truth,
+            "model": field.model,
+            "observed": field.observed,
+            "corner": field.corner,
+        },
+        {"bands": list(field.bands), "magzero": field.magzero},
+    )
+    write_field(
+        path,
+        image=field.image,
+        variance=field.variance,
+        psf=field.psf,
+        bands=field.bands,
+        magzero=field.magzero,
+        wcs=field.wcs,
+        catalog=field.catalog,
+    )
+
+
+if "snakemake" in globals():
+    configure_logging(snakemake.log[0])
+    params = snakemake.params
+    main(
+        Path(snakemake.output.field),
+        Path(snakemake.output.truth),
+        SimulateConfig(**params.simulate),
+        FrameConfig(**params.frame),
+        stage_rng(params.seed, "simulate_field", params.index),
+    )
