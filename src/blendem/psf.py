@@ -63,6 +63,7 @@ def image_transform_at(
     It is the band-limited one: 0 outside the Nyquist square |k| <= pi.
     """
     r = jnp.arange(psf.shape[-1], dtype=psf.dtype) - psf.shape[-1] // 2
+    r = r[None, None]
     phase_y = jnp.exp(-1j * ky[..., None] * r)  # (height, half, size)
     phase_x = jnp.exp(-1j * kx[..., None] * r)
     rows = jnp.einsum("hki,bij->bhkj", phase_y, psf.astype(phase_y.dtype))

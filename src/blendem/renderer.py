@@ -8,6 +8,7 @@ kernel: on a shared grid by a phase, otherwise by band-limited interpolation.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from blendem.observation import Observation
@@ -20,8 +21,9 @@ from blendem.psf import (
     image_transform_at,
 )
 
-LANCZOS = 5  # half-width of the interpolation kernel [upsampled model pixel]
+HALF_WIDTH = 3  # of the interpolation kernel [upsampled model pixel]
 UPSAMPLE = 2  # Fourier zero-padding before interpolation
+SHARPNESS = 2.3 * 2 * HALF_WIDTH  # of the kernel; best for `UPSAMPLE` = 2
 
 
 class Renderer(eqx.Module):
@@ -141,7 +143,9 @@ class Renderer(eqx.Module):
         return self.render_transform(self.stamp_transform(stamps), center)
 
     def render_transform(
-        self, transform: Complex[Array, "*batch band m halfm"], center: Float[Array, " 2"]
+        self,
+        transform: Complex[Array, "*batch band m halfm"],
+        center: Float[Array, " 2"],
     ) -> Float[Array, "*batch band height width"]:
         """Image of stamps given by `stamp_transform`, at model pixel `center`."""
         return self.render_band(transform, self.kernel, center)
@@ -166,15 +170,29 @@ class Renderer(eqx.Module):
     ) -> Float[Array, "*batch height width"]:
         """Evaluate a convolved stamp on the observation's pixels.
 
-        Fourier zero-padding by `UPSAMPLE`, then a Lanczos kernel whose taps have unit
-        sum. Pixels beyond the FFT grid of the stamp read zero.
+        Fourier zero-padding by `UPSAMPLE`, then a smooth kernel of few taps whose transform
+        is divided out beforehand: a non-uniform FFT, right to 1e-5 of the peak where a
+        Lanczos kernel of 10 taps is right to 1e-3. Pixels beyond the FFT grid of the stamp
+        read zero.
+
+        References:
+            Barnett, Magland & af Klinteberg 2019, SIAM J. Sci. Comput. 41, C479.
         """
         m, big = self.n_stamp, UPSAMPLE * self.n_stamp
         dtype = self.psf_sigma.dtype
+        inverse = (
+            1 / kernel_transform(2 * np.pi * np.fft.fftfreq(m) / UPSAMPLE)
+        ).astype(dtype)
+        correction = inverse[:, None] * inverse[: m // 2 + 1]
+        transform = transform * correction.reshape(
+            (1,) * (transform.ndim - 2) + correction.shape
+        )
         rows = jnp.concatenate(
             [
                 transform[..., : m // 2, :],
-                jnp.zeros((*transform.shape[:-2], big - m, m // 2 + 1), transform.dtype),
+                jnp.zeros(
+                    (*transform.shape[:-2], big - m, m // 2 + 1), transform.dtype
+                ),
                 transform[..., m // 2 :, :],
             ],
             axis=-2,
@@ -184,9 +202,14 @@ class Renderer(eqx.Module):
 
         height, width = self.shape
         y, x = jnp.meshgrid(
-            jnp.arange(height, dtype=dtype), jnp.arange(width, dtype=dtype), indexing="ij"
+            jnp.arange(height, dtype=dtype),
+            jnp.arange(width, dtype=dtype),
+            indexing="ij",
         )
-        dy, dx = y - self.observed_center(center)[0], x - self.observed_center(center)[1]
+        dy, dx = (
+            y - self.observed_center(center)[0],
+            x - self.observed_center(center)[1],
+        )
         jac = self.jacobian
         at_y = (jac[0, 0] * dy + jac[0, 1] * dx) * UPSAMPLE + big // 2
         at_x = (jac[1, 0] * dy + jac[1, 1] * dx) * UPSAMPLE + big // 2
@@ -194,8 +217,8 @@ class Renderer(eqx.Module):
         index_x, weight_x = _taps(at_x.ravel(), big)
         flat = image.reshape(*image.shape[:-2], big * big)
         out = jnp.zeros((*image.shape[:-2], height * width), image.dtype)
-        for i in range(2 * LANCZOS):
-            for j in range(2 * LANCZOS):
+        for i in range(2 * HALF_WIDTH):
+            for j in range(2 * HALF_WIDTH):
                 weight = weight_y[i] * weight_x[j]
                 tap = jnp.take(flat, index_y[i] * big + index_x[j], axis=-1)
                 out = out + tap * weight.reshape((1,) * (tap.ndim - 1) + weight.shape)
@@ -204,15 +227,23 @@ class Renderer(eqx.Module):
         return (out * area).reshape(*image.shape[:-2], height, width)
 
 
+def kernel_transform(k: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Transform of the interpolation kernel at angular frequency `k`."""
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    value = np.exp(SHARPNESS * (np.sqrt(1 - nodes**2) - 1)) * weights * HALF_WIDTH
+    return np.cos(np.outer(k, nodes * HALF_WIDTH)) @ value
+
+
 def _taps(
     at: Float[Array, " pixel"], size: int
 ) -> tuple[Array, Float[Array, "tap pixel"]]:
-    """Indices and Lanczos weights of the taps around `at`; weight 0 off the grid."""
+    """Indices and kernel values of the taps around `at`; 0 off the grid."""
     low = jnp.floor(at)
-    steps = jnp.arange(-LANCZOS + 1, LANCZOS + 1, dtype=at.dtype)
+    steps = jnp.arange(-HALF_WIDTH + 1, HALF_WIDTH + 1, dtype=at.dtype)
     distance = (at - low)[None, :] - steps[:, None]
-    weight = jnp.sinc(distance) * jnp.sinc(distance / LANCZOS)
-    weight = weight / jnp.sum(weight, axis=0)[None]
+    # The slope of the root is infinite at the end of the kernel: stop just before.
+    inner = jnp.maximum(1 - (distance / HALF_WIDTH) ** 2, 1e-12)
+    weight = jnp.exp(SHARPNESS * (jnp.sqrt(inner) - 1))
     index = low[None, :] + steps[:, None]
     inside = (index >= 0) & (index < size)
     index = jnp.clip(index, 0, size - 1).astype(jnp.int32)

@@ -36,13 +36,15 @@ class Basis(eqx.Module):
     def encode(self, u: Float[Array, "*n band stamp stamp"]) -> Float[Array, "*n mode"]:
         """Coordinates z of stamps of unit reference flux (least squares)."""
         flat = self.modes.reshape(len(self.modes), -1)
-        r = (u - self.mean).reshape(*u.shape[:-3], -1)
-        return (r @ flat.T) / self.eigenvalues
+        mean = self.mean.reshape((1,) * (u.ndim - 3) + self.mean.shape)
+        r = (u - mean).reshape(*u.shape[:-3], -1)
+        return (r @ flat.T) / self.eigenvalues.reshape((1,) * (u.ndim - 3) + (-1,))
 
     def decode(self, z: Float[Array, "*n mode"]) -> Float[Array, "*n band stamp stamp"]:
         """Stamps of unit reference flux from coordinates z."""
         flat = self.modes.reshape(len(self.modes), -1)
-        return self.mean + (z @ flat).reshape(*z.shape[:-1], *self.mean.shape)
+        mean = self.mean.reshape((1,) * (z.ndim - 1) + self.mean.shape)
+        return mean + (z @ flat).reshape(*z.shape[:-1], *self.mean.shape)
 
 
 class GaussianPrior(eqx.Module):
@@ -97,7 +99,7 @@ class GaussianPrior(eqx.Module):
         """Draw `n` coordinate vectors from the prior."""
         dtype = jnp.asarray(self.cholesky).dtype
         xi = jax.random.normal(key, (n, len(self.mean)), dtype)
-        return self.mean + xi @ self.cholesky.T
+        return self.mean[None] + xi @ self.cholesky.T
 
     def denoise(
         self, u_t: Float[Array, "*n band stamp stamp"], sigma_t: Float[Array, ""]
@@ -111,7 +113,8 @@ class GaussianPrior(eqx.Module):
         root = self.cholesky.T @ flat  # covariance of pixels = root^T root
         gram = root @ root.T
         mu = self.basis.decode(self.mean)
+        mu = mu.reshape((1,) * (u_t.ndim - 3) + mu.shape)
         r = (u_t - mu).reshape(*u_t.shape[:-3], -1)
         inner = gram + sigma_t**2 * jnp.eye(len(gram), dtype=gram.dtype)
-        y = jnp.linalg.solve(inner, (r @ root.T)[..., None])[..., 0]
+        y = jnp.linalg.solve(inner, (r @ root.T).reshape(-1, len(gram)).T).T
         return mu + (y @ root).reshape(u_t.shape)
