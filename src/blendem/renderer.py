@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Int
 
 from blendem.observation import Observation
 from blendem.psf import (
@@ -69,9 +69,10 @@ class Renderer(eqx.Module):
         psf_fourier = image_transform(psf, n_image)
         jacobian = observation.jacobian.astype(dtype)
         if observation.same_grid:
-            n_stamp = n_image
+            # The patch that a convolved stamp fills, whatever the size of the image.
+            n_stamp = fast_length(stamp + psf.shape[-1] - 1)
             ky, kx = frequencies(n_stamp, dtype)
-            observed = psf_fourier
+            observed = image_transform(psf, n_stamp)
         else:
             # The PSF may reach far in small model pixels; stamps that are larger than
             # it set the scale, and what wraps around is below the PSF's own wings.
@@ -157,13 +158,43 @@ class Renderer(eqx.Module):
         center: Float[Array, " 2"],
     ) -> Float[Array, "*batch height width"]:
         """As `render_transform`, with the kernel of the wanted bands given."""
+        pixels = jnp.arange(self.shape[0] * self.shape[1])
+        values = self.render_pixels(transform, kernel, center, pixels)
+        return values.reshape(*values.shape[:-1], *self.shape)
+
+    def render_pixels(
+        self,
+        transform: Complex[Array, "*batch m halfm"],
+        kernel: Complex[Array, "*band m halfm"],
+        center: Float[Array, " 2"],
+        pixels: Int[Array, " pixel"],
+    ) -> Float[Array, "*batch pixel"]:
+        """As `render_band`, on some pixels only (numbered row by row).
+
+        On a shared grid the sub-pixel part of the shift is a phase, exact for what is
+        band-limited, and the whole part moves pixels.
+        """
         lead = transform.ndim - kernel.ndim
-        kernel = kernel.reshape((1,) * lead + kernel.shape)
-        if self.same_grid:
-            phase = self.phase(center)
-            phase = phase.reshape((1,) * (transform.ndim - 2) + phase.shape)
-            return self.render_fourier(transform * kernel * phase)
-        return self._interpolate(transform * kernel, center)
+        transform = transform * kernel.reshape((1,) * lead + kernel.shape)
+        if not self.same_grid:
+            image = self._interpolate(transform, center)
+            return image.reshape(*image.shape[:-2], -1)[..., pixels]
+        m, width = self.n_stamp, self.shape[1]
+        at = self.observed_center(center)
+        whole = jax.lax.stop_gradient(jnp.round(at))
+        ky, kx = frequencies(m, self.psf_sigma.dtype)
+        # The patch is centred on pixel m // 2 instead of 0.
+        y, x = at - whole + m // 2
+        phase = jnp.exp(-1j * (ky * y + kx * x))
+        phase = phase.reshape((1,) * (transform.ndim - 2) + phase.shape)
+        patch = jnp.fft.irfft2(transform * phase, s=(m, m))
+        row = pixels // width - whole[0].astype(pixels.dtype) + m // 2
+        column = pixels % width - whole[1].astype(pixels.dtype) + m // 2
+        inside = (row >= 0) & (row < m) & (column >= 0) & (column < m)
+        index = jnp.where(inside, row * m + column, 0)
+        flat = patch.reshape(*patch.shape[:-2], m * m)
+        values = jnp.take(flat, index, axis=-1)
+        return values * inside.astype(values.dtype).reshape((1,) * (values.ndim - 1) + (-1,))
 
     def _interpolate(
         self, transform: Complex[Array, "*batch m halfm"], center: Float[Array, " 2"]

@@ -12,6 +12,7 @@ from blendem.io.fields import ObservedField, read_observation
 from blendem.io.priors import read_prior
 from blendem.io.table import FieldRow, InputError
 from blendem.logs import configure_logging
+from blendem.prior.gaussian import Basis
 from blendem.survey.detect import detect
 from blendem.survey.extract import Plane, SourceFlag, extract_blends, pixel_scale_of
 from blendem.survey.instruments import INSTRUMENTS
@@ -33,10 +34,14 @@ def main(
     buckets = [Bucket(b.sources, b.size) for b in config.buckets]
     names = list(dict.fromkeys(row.field for row in rows))
     sources, blends, stacks, fields = [], [], {}, {}
-    for name in names:
-        observed = [read_observation(row) for row in rows if row.field == name]
+    by_field = {
+        name: [read_observation(row) for row in rows if row.field == name] for name in names
+    }
+    # One size of PSF images, since each would need a compilation of its own.
+    psf_side = max(o.psf.shape[-1] for group in by_field.values() for o in group)
+    for name, observed in by_field.items():
         first = observed[0]
-        planes = [_plane(o, basis) for o in observed]
+        planes = [_plane(o, basis, psf_side) for o in observed]
         catalog = first.catalog
         if catalog is None:
             catalog = _detect(first, detection)
@@ -112,7 +117,7 @@ def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
     return {key: np.asarray([row[key] for row in rows]) for key in rows[0]}
 
 
-def _plane(observed: ObservedField, basis) -> Plane:
+def _plane(observed: ObservedField, basis: Basis, psf_side: int) -> Plane:
     where = f"{observed.path} (field {observed.field})"
     missing = [b for b in observed.bands if b not in basis.bands]
     if missing:
@@ -120,6 +125,7 @@ def _plane(observed: ObservedField, basis) -> Plane:
             f"{where}: band {', '.join(missing)} is not in the prior, which has"
             f" {', '.join(basis.bands)}; set frame.bands or train a prior with it"
         )
+    pad = (psf_side - observed.psf.shape[-1]) // 2
     known = INSTRUMENTS.get(observed.instrument)
     scale = pixel_scale_of(
         observed.wcs, known.pixel_scale if known else DEFAULT_SCALE
@@ -127,7 +133,7 @@ def _plane(observed: ObservedField, basis) -> Plane:
     return Plane(
         observed.image,
         observed.variance,
-        observed.psf,
+        np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)]),
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
         scale,

@@ -92,11 +92,20 @@ def _statistics(blends, transforms, psf_sigma, n_bands, settings):
     return jax.vmap(one)(blends)
 
 
+def _most_pixels(variance: np.ndarray) -> int:
+    """Most unmasked pixels of a blend, rounded up so that similar stacks share a program."""
+    used = np.isfinite(variance).any(axis=1).sum(axis=(-2, -1)).max()
+    step = max(256, variance.shape[-1] * variance.shape[-2] // 16)
+    return int(min(-(-used // step) * step, variance.shape[-1] * variance.shape[-2]))
+
+
 def statistics_of(
     stack: Blend, basis: Basis, settings: Settings, batch: int
 ) -> Statistics:
     """`compute_statistics` of stacked blends: one compilation, flat memory."""
     transforms = transforms_of(stack, basis)
+    pixels = tuple(_most_pixels(np.asarray(o.variance)) for o in stack.observations)
+    settings = settings._replace(pixels=pixels)
     psf_sigma = np.float32(basis.psf_sigma)
 
     def program(blends):

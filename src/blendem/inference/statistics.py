@@ -36,6 +36,8 @@ class Settings(NamedTuple):
         centroid_prior: Standard deviation of catalog positions [model pixel].
         centroid_sigma: Standard deviation of the centre that is left after those steps and
             is marginalised through two derivative modes per source; 0 turns them off.
+        pixels: Most unmasked pixels of a blend in each observation: only they enter the
+            sums. 0, or nothing for an observation: all pixels.
         sky_sigma: Prior standard deviation of an unknown flat sky per observation and band,
             in units of the pixel noise; 0 turns it off.
     """
@@ -46,6 +48,7 @@ class Settings(NamedTuple):
     centroid_prior: float = 0.3
     centroid_sigma: float = 0.05
     sky_sigma: float = 0.0
+    pixels: tuple[int, ...] = ()
 
 
 class Statistics(NamedTuple):
@@ -149,11 +152,24 @@ def compute_statistics(
     )
     n_sky = sum(len(o.band_index) for o in blend.observations) * (settings.sky_sigma > 0)
     totals, sky_scales, first = None, [], 0
-    for observation, renderer, transform in zip(
-        blend.observations, renderers, transforms, strict=True
+    for number, (observation, renderer, transform) in enumerate(
+        zip(blend.observations, renderers, transforms, strict=True)
     ):
+        n_pixels = settings.pixels[number] if number < len(settings.pixels) else 0
+        used = jnp.any(observation.weight > 0, axis=0).ravel()
+        pixels = jnp.nonzero(used, size=n_pixels or used.size, fill_value=0)[0]
+        # What fills up the list must not count.
+        counts = jnp.arange(len(pixels)) < jnp.sum(used)
         sums, sky = _accumulate(
-            blend, observation, renderer, transform, amplitudes, settings, n_sky, first
+            blend,
+            observation,
+            renderer,
+            transform,
+            amplitudes,
+            settings,
+            n_sky,
+            first,
+            (pixels, counts),
         )
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         first += len(observation.band_index)
@@ -174,12 +190,15 @@ def compute_statistics(
 
 
 def _accumulate(
-    blend, observation, renderer, transform, amplitudes, settings, n_sky, first
+    blend, observation, renderer, transform, amplitudes, settings, n_sky, first, chosen
 ):
-    """Sums over the bands of one observation, band after band to bound memory."""
+    """Sums over the bands of one observation, band after band to bound memory.
+
+    `chosen` holds the numbers of the pixels that enter, and whether each one counts.
+    """
+    pixels, counts = chosen
     dtype = renderer.psf_sigma.dtype
     n_modes = transform.modes.shape[1]
-    height, width = renderer.shape
     scale = jnp.where(blend.present, amplitudes.scale, 0.0)
     centers = amplitudes.centers
     m = renderer.n_stamp
@@ -196,17 +215,17 @@ def _accumulate(
         )
 
         def columns(center, s, is_star, flux):
-            galaxy = renderer.render_band(modes, kernel, center)
-            psf = renderer.render_band(point, kernel, center)
+            galaxy = renderer.render_pixels(modes, kernel, center, pixels)
+            psf = renderer.render_pixels(point, kernel, center, pixels)
             slot = (jnp.arange(n_modes) == model_band).astype(dtype) * STAR_SPREAD
-            cols = jnp.where(is_star, slot[:, None, None] * psf[None], galaxy) * s
+            cols = jnp.where(is_star, slot[:, None] * psf[None], galaxy) * s
             prior_mean = s * jnp.where(
-                is_star, psf, renderer.render_band(mean, kernel, center)
+                is_star, psf, renderer.render_pixels(mean, kernel, center, pixels)
             )
 
             def shifted(c):
                 mixed = jnp.sum(templates * flux[:, model_band, None, None], axis=0)
-                return renderer.render_band(mixed, kernel, c)
+                return renderer.render_pixels(mixed, kernel, c, pixels)
 
             unit = jnp.eye(2, dtype=dtype)
             slopes = jnp.stack(
@@ -217,20 +236,19 @@ def _accumulate(
         cols, prior_mean, slopes = jax.vmap(columns)(
             centers, scale, blend.is_star, amplitudes.flux
         )
-        blocks = [cols.reshape(-1, height, width)]
+        blocks = [cols.reshape(-1, len(pixels))]
         if settings.centroid_sigma > 0:
-            slopes = slopes * (settings.centroid_sigma * blend.present)[:, None, None, None]
-            blocks.append(slopes.reshape(-1, height, width))
+            slopes = slopes * (settings.centroid_sigma * blend.present)[:, None, None]
+            blocks.append(slopes.reshape(-1, len(pixels)))
         if n_sky:
             slot = (jnp.arange(n_sky) == position).astype(dtype) * sky_sd
-            blocks.append(
-                jnp.broadcast_to(slot[:, None, None], (n_sky, height, width))
-            )
-        A = jnp.concatenate(blocks).reshape(-1, height * width)
-        masked = jnp.isinf(variance)
+            blocks.append(jnp.broadcast_to(slot[:, None], (n_sky, len(pixels))))
+        A = jnp.concatenate(blocks)
+        image, variance = image.ravel()[pixels], variance.ravel()[pixels]
+        masked = jnp.isinf(variance) | ~counts
         root = jnp.where(masked, 0.0, 1 / jnp.sqrt(jnp.where(masked, 1.0, variance)))
-        A = A * root.ravel()[None]
-        r = ((image - jnp.sum(prior_mean, axis=0)) * root).ravel()
+        A = A * root[None]
+        r = (image - jnp.sum(prior_mean, axis=0)) * root
         log_norm = jnp.sum(
             jnp.where(masked, 0.0, jnp.log(2 * jnp.pi * jnp.where(masked, 1.0, variance)))
         )
