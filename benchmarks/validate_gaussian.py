@@ -50,6 +50,9 @@ SOURCES = (2, 4)  # of one blend, uniform; padded to the larger
 JITTER = 0.1  # of ln(amplitude), as in `normalise_stamps`
 MAGNITUDES = (21.0, 24.5)  # brightest, faintest in i
 BATCH = 16
+# Lowest variance of z in both priors (1 over the training set). The wrong population has one
+# colour, so some directions have none at all, and EM leaves zero variance only slowly.
+FLOOR = 1e-2
 INSTRUMENT = INSTRUMENTS["hsc_deep"]
 INDEX = [INSTRUMENT.index(band) for band in BANDS]
 NOISE = np.asarray(INSTRUMENT.sky_sigma)[INDEX]
@@ -385,15 +388,15 @@ def main(out: Path, sources: int, draws: int, train: int, held: int, laps: int):
     say("modes", len(basis.modes), "1", 1, "")
 
     true_prior, wrong_prior = (
-        GaussianPrior.from_moments(basis, *fit_moments(basis, u), floor=1e-6)
+        GaussianPrior.from_moments(basis, *fit_moments(basis, u), floor=FLOOR)
         for u in unit
     )
+    conjugate(basis, round(sources / np.mean(SOURCES)), draws, psf, conjugate_rng, say)
     split = round(len(blended) * train / (train + held))
     training = statistics_of(simulate(blended[:split], train, psf, em_rng), basis)
     held_out = statistics_of(simulate(blended[split:], held, psf, em_rng), basis)
     print(f"{time.time() - began:6.0f} s  statistics", flush=True)
     curve = recover(basis, true_prior, wrong_prior, training, held_out, laps, say)
-    conjugate(basis, round(sources / np.mean(SOURCES)), draws, psf, conjugate_rng, say)
     say("wall time", time.time() - began, "s", 1, "<= 480")
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,9 @@ class Blend(eqx.Module):
     """
 
     observations: tuple[Observation, ...]
-    centers: Float[Array, "source 2"]
-    is_star: Bool[Array, " source"]
-    present: Bool[Array, " source"]
+    centers: Float[Array | np.ndarray, "source 2"]
+    is_star: Bool[Array | np.ndarray, " source"]
+    present: Bool[Array | np.ndarray, " source"]
 
 
 class Bucket(NamedTuple):

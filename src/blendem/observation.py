@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -22,11 +23,11 @@ class Observation(eqx.Module):
         ValueError: If shapes disagree or the PSF has even sides.
     """
 
-    image: Float[Array, "band height width"]
-    variance: Float[Array, "band height width"]
-    psf: Float[Array, "band size size"]
-    jacobian: Float[Array, "2 2"]
-    offset: Float[Array, " 2"]
+    image: Float[Array | np.ndarray, "band height width"]
+    variance: Float[Array | np.ndarray, "band height width"]
+    psf: Float[Array | np.ndarray, "band size size"]
+    jacobian: Float[Array | np.ndarray, "2 2"]
+    offset: Float[Array | np.ndarray, " 2"]
     band_index: tuple[int, ...] = eqx.field(static=True)
     same_grid: bool = eqx.field(static=True)
 
@@ -63,7 +64,7 @@ class Observation(eqx.Module):
 
 
 def log_likelihood(
-    model: Float[Array, "band height width"], observation: Observation
+    model: Float[Array | np.ndarray, "band height width"], observation: Observation
 ) -> Float[Array, ""]:
     """Gaussian log-likelihood of `observation` given a rendered `model`.
 
@@ -79,7 +80,7 @@ def log_likelihood(
 
 
 def chi2_per_band(
-    model: Float[Array, "band height width"], observation: Observation
+    model: Float[Array | np.ndarray, "band height width"], observation: Observation
 ) -> tuple[Float[Array, " band"], Float[Array, " band"]]:
     """Sum of squared residuals over noise sigma, and number of pixels, per band."""
     masked = jnp.isinf(observation.variance)

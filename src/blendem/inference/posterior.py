@@ -60,8 +60,8 @@ class Posterior(NamedTuple):
 
 
 def unpad(
-    H: Float[np.ndarray, "unknown unknown"],
-    b: Float[np.ndarray, " unknown"],
+    H: Float[np.ndarray, "padded padded"],
+    b: Float[np.ndarray, " padded"],
     r2: float,
     log_norm: float,
     n_data: float,

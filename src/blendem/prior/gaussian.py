@@ -25,22 +25,26 @@ class Basis(eqx.Module):
         pixel_scale: Side of a model pixel [arcsec].
     """
 
-    mean: Float[Array, "band stamp stamp"]
-    modes: Float[Array, "mode band stamp stamp"]
-    eigenvalues: Float[Array, " mode"]
-    residual: Float[Array, ""]
-    psf_sigma: Float[Array, ""]
-    pixel_scale: Float[Array, ""]
+    mean: Float[Array | np.ndarray, "band stamp stamp"]
+    modes: Float[Array | np.ndarray, "mode band stamp stamp"]
+    eigenvalues: Float[Array | np.ndarray, " mode"]
+    residual: Float[Array | np.ndarray, ""]
+    psf_sigma: Float[Array | np.ndarray, ""]
+    pixel_scale: Float[Array | np.ndarray, ""]
     bands: tuple[str, ...] = eqx.field(static=True)
 
-    def encode(self, u: Float[Array, "*n band stamp stamp"]) -> Float[Array, "*n mode"]:
+    def encode(
+        self, u: Float[Array | np.ndarray, "*n band stamp stamp"]
+    ) -> Float[Array | np.ndarray, "*n mode"]:
         """Coordinates z of stamps of unit reference flux (least squares)."""
         flat = self.modes.reshape(len(self.modes), -1)
         mean = self.mean.reshape((1,) * (u.ndim - 3) + self.mean.shape)
         r = (u - mean).reshape(*u.shape[:-3], -1)
         return (r @ flat.T) / self.eigenvalues.reshape((1,) * (u.ndim - 3) + (-1,))
 
-    def decode(self, z: Float[Array, "*n mode"]) -> Float[Array, "*n band stamp stamp"]:
+    def decode(
+        self, z: Float[Array | np.ndarray, "*n mode"]
+    ) -> Float[Array | np.ndarray, "*n band stamp stamp"]:
         """Stamps of unit reference flux from coordinates z."""
         flat = self.modes.reshape(len(self.modes), -1)
         mean = self.mean.reshape((1,) * (z.ndim - 1) + self.mean.shape)
@@ -57,8 +61,8 @@ class GaussianPrior(eqx.Module):
     """
 
     basis: Basis
-    mean: Float[Array, " mode"]
-    cholesky: Float[Array, "mode mode"]
+    mean: Float[Array | np.ndarray, " mode"]
+    cholesky: Float[Array | np.ndarray, "mode mode"]
 
     @classmethod
     def standard(cls, basis: Basis) -> "GaussianPrior":
@@ -91,19 +95,23 @@ class GaussianPrior(eqx.Module):
         return cls(basis, np.asarray(mean), lower)
 
     @property
-    def covariance(self) -> Float[Array, "mode mode"]:
+    def covariance(self) -> Float[Array | np.ndarray, "mode mode"]:
         """Covariance of z."""
         return self.cholesky @ self.cholesky.T
 
-    def sample(self, n: int, *, key: PRNGKeyArray) -> Float[Array, "n mode"]:
+    def sample(
+        self, n: int, *, key: PRNGKeyArray
+    ) -> Float[Array | np.ndarray, "n mode"]:
         """Draw `n` coordinate vectors from the prior."""
         dtype = jnp.asarray(self.cholesky).dtype
         xi = jax.random.normal(key, (n, len(self.mean)), dtype)
         return self.mean[None] + xi @ self.cholesky.T
 
     def denoise(
-        self, u_t: Float[Array, "*n band stamp stamp"], sigma_t: Float[Array, ""]
-    ) -> Float[Array, "*n band stamp stamp"]:
+        self,
+        u_t: Float[Array | np.ndarray, "*n band stamp stamp"],
+        sigma_t: Float[Array, ""],
+    ) -> Float[Array | np.ndarray, "*n band stamp stamp"]:
         """Posterior mean E[u | u_t] for `u_t = u + sigma_t n` (the Wiener denoiser).
 
         `W = mu + Q diag(l / (l + sigma^2)) Q^T (u_t - mu)` with the eigenpairs (l, Q) of

@@ -93,7 +93,9 @@ def fit_basis(
     order = np.argsort(values)[::-1]
     values, vectors = values[order], vectors[:, order]
     keep = modes
-    while keep > 1 and values[keep - 1] - values[keep] < PAIR_TOLERANCE * values[keep - 1]:
+    while (
+        keep > 1 and values[keep - 1] - values[keep] < PAIR_TOLERANCE * values[keep - 1]
+    ):
         keep -= 1
     components = (q @ vectors[:, :keep].astype(q.dtype)).T
     total = float(np.mean(np.sum(flat.astype(np.float64) ** 2, axis=1)))
@@ -102,9 +104,9 @@ def fit_basis(
         mean=mean.astype(np.float32),
         modes=scaled.reshape(keep, *shape).astype(np.float32),
         eigenvalues=values[:keep].astype(np.float32),
-        residual=np.float32(total - values[:keep].sum()),
-        psf_sigma=np.float32(psf_sigma),
-        pixel_scale=np.float32(pixel_scale),
+        residual=np.asarray(total - values[:keep].sum(), np.float32),
+        psf_sigma=np.asarray(psf_sigma, np.float32),
+        pixel_scale=np.asarray(pixel_scale, np.float32),
         bands=tuple(bands),
     )
 
