@@ -21,7 +21,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo smoke real test test-slow lint format lock clean distclean
+.PHONY: help install demo smoke real test test-slow validate lint format lock clean distclean
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -83,6 +83,9 @@ test: $(STAMP)
 # Pytest ends with 5 where no test is marked slow.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow || [ $$? -eq 5 ]
+
+validate: $(STAMP)
+	$(BIN)/python benchmarks/validate_gaussian.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

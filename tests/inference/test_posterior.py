@@ -136,7 +136,7 @@ def test_whitened_errors_are_standard_normal(rng):
     prior = make_prior(rng)
     inside = []
     for _ in range(500):
-        statistics, A, y, variance, mean, covariance = problem(
+        statistics, A, _, variance, mean, covariance = problem(
             rng, 2, 1.0, prior, extra=0
         )
         w = rng.multivariate_normal(mean, covariance)

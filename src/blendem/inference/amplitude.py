@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from blendem.blend import Blend
@@ -59,7 +60,7 @@ def nonnegative_least_squares(
 
 def template_images(
     renderer: Renderer,
-    templates: Complex[Array, "template band m half"],
+    templates: Complex[Array | np.ndarray, "template _ m half"],
     centers: Float[Array, "source 2"],
 ) -> Float[Array, "source template band height width"]:
     """Unit-flux templates of every source on the pixels of an observation."""
@@ -69,7 +70,7 @@ def template_images(
 def fit_amplitudes(
     blend: Blend,
     renderers: Sequence[Renderer],
-    templates: Sequence[Complex[Array, "template band m half"]],
+    templates: Sequence[Complex[Array | np.ndarray, "template _ _ _"]],
     n_bands: int,
     *,
     reference: int,
@@ -124,7 +125,7 @@ def fit_amplitudes(
             residual = observation.image - jnp.sum(model, axis=0)
             weight = observation.weight
             slope = slope.reshape(2 * n, *slope.shape[2:])
-            hessian = hessian + jnp.einsum("ibyx,jbyx->ij", slope * weight, slope)
+            hessian = hessian + jnp.einsum("ibyx,jbyx->ij", slope * weight[None], slope)
             gradient = gradient + jnp.einsum("ibyx,byx->i", slope, weight * residual)
         move = jnp.linalg.solve(hessian, gradient).reshape(n, 2)
         move = jnp.clip(move, -MAX_STEP, MAX_STEP)
@@ -144,7 +145,9 @@ def fit_amplitudes(
     error = jnp.where(seen, 1 / jnp.sqrt(jnp.where(seen, information, 1.0)), jnp.inf).T
     total = jnp.sum(flux, axis=1)
     # Without data in the reference band the best-measured band stands in.
-    best = jnp.argmin(jnp.where(seen.T, error / jnp.maximum(total, 1e-30), jnp.inf), axis=1)
+    best = jnp.argmin(
+        jnp.where(seen.T, error / jnp.maximum(total, 1e-30), jnp.inf), axis=1
+    )
     band = jnp.where(seen.T[:, reference], reference, best)[:, None]
     chosen = jnp.take_along_axis(total, band, axis=1)[:, 0]
     floor = FLOOR * jnp.take_along_axis(error, band, axis=1)[:, 0]
@@ -154,9 +157,9 @@ def fit_amplitudes(
 
 def source_slopes(
     renderer: Renderer,
-    templates: Complex[Array, "template band m half"],
+    templates: Complex[Array | np.ndarray, "template _ m half"],
     centers: Float[Array, "source 2"],
-    flux: Float[Array, "source template band"],
+    flux: Float[Array, "source template _"],
 ) -> tuple[
     Float[Array, "source band height width"], Float[Array, "source 2 band height width"]
 ]:

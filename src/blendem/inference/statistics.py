@@ -92,9 +92,9 @@ class BasisTransforms(eqx.Module):
         templates: Unit-flux extended and compact templates, `(template, band, m, half)`.
     """
 
-    modes: Complex[Array, "band mode m half"]
-    mean: Complex[Array, "band m half"]
-    templates: Complex[Array, "template band m half"]
+    modes: Complex[Array | np.ndarray, "band mode m half"]
+    mean: Complex[Array | np.ndarray, "band m half"]
+    templates: Complex[Array | np.ndarray, "template band m half"]
 
 
 def transform_basis(
@@ -138,9 +138,7 @@ def compute_statistics(
         psf_sigma: Sigma of the model PSF [model pixel].
         settings: Static choices.
     """
-    renderers = [
-        Renderer.of(o, settings.stamp, psf_sigma) for o in blend.observations
-    ]
+    renderers = [Renderer.of(o, settings.stamp, psf_sigma) for o in blend.observations]
     amplitudes = fit_amplitudes(
         blend,
         renderers,
@@ -150,7 +148,9 @@ def compute_statistics(
         iterations=settings.iterations,
         centroid_prior=settings.centroid_prior,
     )
-    n_sky = sum(len(o.band_index) for o in blend.observations) * (settings.sky_sigma > 0)
+    n_sky = sum(len(o.band_index) for o in blend.observations) * (
+        settings.sky_sigma > 0
+    )
     totals, sky_scales, first = None, [], 0
     for number, (observation, renderer, transform) in enumerate(
         zip(blend.observations, renderers, transforms, strict=True)
@@ -210,9 +210,17 @@ def _accumulate(
     sky_scale = settings.sky_sigma * jnp.where(count > 0, noise, 0.0)
 
     def band_terms(carry, inputs):
-        modes, mean, templates, kernel, image, variance, model_band, position, sky_sd = (
-            inputs
-        )
+        (
+            modes,
+            mean,
+            templates,
+            kernel,
+            image,
+            variance,
+            model_band,
+            position,
+            sky_sd,
+        ) = inputs
 
         def columns(center, s, is_star, flux):
             galaxy = renderer.render_pixels(modes, kernel, center, pixels)
@@ -250,7 +258,9 @@ def _accumulate(
         A = A * root[None]
         r = (image - jnp.sum(prior_mean, axis=0)) * root
         log_norm = jnp.sum(
-            jnp.where(masked, 0.0, jnp.log(2 * jnp.pi * jnp.where(masked, 1.0, variance)))
+            jnp.where(
+                masked, 0.0, jnp.log(2 * jnp.pi * jnp.where(masked, 1.0, variance))
+            )
         )
         H, b, r2, total, n_data = carry
         return (
