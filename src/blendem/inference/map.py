@@ -55,7 +55,7 @@ class MapSettings(NamedTuple):
     pixel_scale: float
     profile: str = "sersic"
     steps: int = 150
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     stamp: int = 49
     centroid_prior: float = 0.3
 
@@ -321,10 +321,6 @@ def _project(renderer, stamps, star_flux, centers) -> Float[Array, "band height 
     point = gaussian_transform(ky, kx, renderer.psf_sigma)
     transform = jax.vmap(renderer.stamp_transform)(stamps[:, index])
     transform = transform + star_flux[:, index, None, None] * point[None, None]
-    if renderer.same_grid:
-        phase = jax.vmap(renderer.phase)(centers)
-        total = jnp.sum(transform * phase[:, None], axis=0)
-        return renderer.render_fourier(total * renderer.kernel)
     return jnp.sum(jax.vmap(renderer.render_transform)(transform, centers), axis=0)
 
 
