@@ -21,7 +21,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo smoke real test test-slow validate lint format lock clean distclean
+.PHONY: help install demo smoke real test test-slow validate lint format lock clean distclean benchmark-hsc35
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -86,6 +86,23 @@ test-slow: $(STAMP)
 
 validate: $(STAMP)
 	$(BIN)/python benchmarks/validate_gaussian.py
+
+# scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.
+PEERS := .venv-peers
+PEERS_LOCK := envs/requirements-peers.txt
+PEERS_SHA := $(shell cat $(PEERS_LOCK) pyproject.toml | (sha256sum 2>/dev/null || shasum -a 256) | cut -c1-12)
+PEERS_STAMP := $(PEERS)/.installed-$(PEERS_SHA)
+
+$(PEERS_STAMP): | $(STAMP)
+	@echo 'Installing $(PEERS_LOCK) into $(PEERS)'
+	@$(BIN)/python -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $(BOOTSTRAP)
+	@$(BIN)/uv pip install -q --python $(PEERS)/bin/python --require-hashes -r $(PEERS_LOCK)
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+benchmark-hsc35: $(PEERS_STAMP)
+	$(PEERS)/bin/python benchmarks/hsc_cosmos_35.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
