@@ -2,7 +2,7 @@
 
     make benchmark-hsc35
 
-In one run: scarlet2 by its documented recipe to convergence, and blendem's posterior mean in
+In one run: scarlet2 by its documented recipe, for as many steps as serve it best, and blendem's posterior mean in
 closed form. Chi-square is per unmasked pixel, not per degree of freedom; times are those of
 a fit after compilation. The prior is trained on simulated stamps and kept under
 `results/benchmarks/`. Writes `results/benchmarks/hsc_cosmos_35.json`.
@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from blendem.blend import pad_observation, pad_sources
-from blendem.inference.map import PixelSettings, fit_pixels
 from blendem.inference.posterior import posterior, unpad
 from blendem.inference.statistics import (
     STAR_SPREAD,
@@ -44,11 +43,12 @@ REFERENCE, STAMP, SIGMA = 2, 49, 0.7
 STAR = 0  # index of the point source in the catalog
 STAMPS, COLOUR_JITTER = 2000, 0.15  # real colours are broader than simulated ones
 AMPLITUDE_JITTER = 0.1  # of ln(amplitude)
-MODES = (64, 128, 256)
+MODES = (128, 160, 192, 256)
+PEER_STEPS = (300, 1000, 3000)  # more is not better: its loss rises again after 1000
 SEED = 20240611
 # chi2 per pixel of scarlet2 at its repository head, converged, in g r i z y.
 TARGET = np.array([1.43, 1.49, 1.23, 1.24, 1.15])
-SPEED_UP = 5.0
+SPEED_UP = 5.0  # wanted, over the peer
 
 
 def read_scene(path: Path) -> dict:
@@ -144,8 +144,8 @@ def make_blend(scene: dict):
     return jax.tree.map(jnp.asarray, blend)
 
 
-def fit_blendem(scene: dict, largest: Basis, settings: Settings, modes: int) -> list:
-    """Latent posterior mean, and free pixels around the same basis."""
+def fit_blendem(scene: dict, largest: Basis, settings: Settings, modes: int) -> dict:
+    """Amplitudes, statistics and the closed-form posterior, of which the mean is scored."""
     basis = jax.tree.map(jnp.asarray, truncate(largest, modes))
     modes = len(basis.modes)
     blend = make_blend(scene)
@@ -195,30 +195,10 @@ def fit_blendem(scene: dict, largest: Basis, settings: Settings, modes: int) -> 
     )[0].sum(0)
     model = model + jnp.asarray(sky, jnp.float32)[:, None, None]
     label = f"blendem, {modes} modes" + (", sky" if settings.sky_sigma else "")
-    rows = [record(label, *chi2_per_band(model, observation), seconds, modes=modes)]
-
-    moved = s._replace(centers=np.float32(centers))
-    for iterations, tau in ((60, 1.0), (200, 1.0)):
-        pixels = eqx.filter_jit(
-            partial(fit_pixels, settings=PixelSettings(iterations, settings.sky_sigma))
-        )
-        init = jax.tree.map(jnp.asarray, moved)
-        fit, more = fastest(partial(pixels, blend, init, prior, jnp.float32(tau)), 2)
-        rows.append(
-            record(
-                f"{label}, pixels {iterations} it",
-                *chi2_per_band(fit.rendered[0], observation),
-                seconds + more,
-                modes=modes,
-                tau=tau,
-                iterations=iterations,
-                residual=float(fit.residuals[-1]),
-            )
-        )
-    return rows
+    return record(label, *chi2_per_band(model, observation), seconds, modes=modes)
 
 
-def fit_scarlet2(scene: dict, max_iter: int, e_rel: float) -> dict:
+def fit_scarlet2(scene: dict, budgets: tuple[int, ...], e_rel: float) -> list[dict]:
     """scarlet2 0.5.1 as its documentation shows it for this scene.
 
     Sources start from Gaussian moments, the star is a point source; spectra step relative
@@ -275,40 +255,45 @@ def fit_scarlet2(scene: dict, max_iter: int, e_rel: float) -> dict:
                 )
     prepared = time.perf_counter() - start
 
-    def fit(n, callback=None):
+    def fit(n):
         begin = time.perf_counter()
-        fitted = model.fit(
-            observation, max_iter=n, e_rel=e_rel, progress_bar=False, callback=callback
-        )
+        fitted = model.fit(observation, max_iter=n, e_rel=e_rel, progress_bar=False)
         jax.block_until_ready([x for x in jax.tree.leaves(fitted) if eqx.is_array(x)])
         return fitted, time.perf_counter() - begin
 
     fit(1)
     _, compiling = fit(1)  # it compiles again at every call: that is not counted
-    losses = []
-    fitted, total = fit(max_iter, lambda _scene, _done, loss: losses.append(loss))
-    residual = observation.render(fitted()) - data
-    chi2 = jnp.sum(jnp.asarray(weight) * residual**2, axis=(1, 2))
-    return record(
-        f"scarlet2 {scarlet2.__version__}",
-        chi2,
-        np.sum(weight > 0, axis=(1, 2)),
-        total - compiling,
-        steps=len(losses),
-        converged=len(losses) < max_iter,
-        preparation_seconds=prepared,
-        compile_seconds=compiling,
-    )
+    weight = jnp.asarray(weight, jnp.float32)
+    rows = []
+    for budget in budgets:
+        fitted, total = fit(budget)
+        residual = observation.render(fitted()) - data
+        rows.append(
+            record(
+                f"scarlet2 {scarlet2.__version__}, at most {budget} steps",
+                jnp.sum(weight * residual**2, axis=(1, 2)),
+                jnp.sum(weight > 0, axis=(1, 2)),
+                total - compiling,
+                max_iter=budget,
+                preparation_seconds=prepared,
+                compile_seconds=compiling,
+            )
+        )
+    return rows
 
 
-def main(data: Path, folder: Path, max_iter: int, *, peer: bool) -> None:
+def main(data: Path, folder: Path, *, peer: bool) -> None:
     """Fit with both, print the table and write it."""
     folder.mkdir(parents=True, exist_ok=True)
     scene = read_scene(data / "hsc_cosmos_35" / "hsc_cosmos_35.npz")
     largest = train_basis(folder)
     print(f"{'chi2 per pixel':34s}", *(f"{band:>6s}" for band in BANDS), "      time")
     print(f"{'target':34s}", *(f"{c:6.3f}" for c in TARGET))
-    baseline = fit_scarlet2(scene, max_iter, 1e-4) if peer else None
+    peers = fit_scarlet2(scene, PEER_STEPS, 1e-4) if peer else []
+    # Its best run decides: the quickest within 1 % of the lowest mean chi2.
+    mean = [np.mean(list(r["chi2_per_pixel"].values())) for r in peers]
+    close = [r for r, m in zip(peers, mean, strict=True) if m < 1.01 * min(mean)]
+    baseline = min(close, key=lambda r: r["seconds"]) if peers else None
     rows = []
     for sky in (0.0, 1.0):
         for modes in MODES:
@@ -320,7 +305,7 @@ def main(data: Path, folder: Path, max_iter: int, *, peer: bool) -> None:
                 centroid_sigma=0.1,
                 sky_sigma=sky,
             )
-            rows += fit_blendem(scene, largest, settings, modes)
+            rows.append(fit_blendem(scene, largest, settings, modes))
     for row in rows:
         # A target given with two digits is met within its rounding.
         chi2 = np.array(list(row["chi2_per_pixel"].values()))
@@ -334,20 +319,25 @@ def main(data: Path, folder: Path, max_iter: int, *, peer: bool) -> None:
                 f"{row['name']:34s}",
                 *(f"{c:6.3f}" for c in chi2 / peer_chi2),
                 f"{row['speed_up']:7.1f} x faster",
-                "chi2 reached" if row["fit_good_enough"] else "",
+                "target reached"
+                if row["fit_good_enough"] and row["speed_up"] >= SPEED_UP
+                else "",
             )
-    result = {"target": TARGET.tolist(), "peer": baseline, "blendem": rows}
+    result = {
+        "target": TARGET.tolist(),
+        "peers": peers,
+        "peer": baseline,
+        "blendem": rows,
+    }
     (folder / "hsc_cosmos_35.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max-iter", type=int, default=5000, help="steps of scarlet2")
     parser.add_argument("--no-peer", action="store_true", help="blendem alone")
     arguments = parser.parse_args()
     main(
         Path(os.environ.get(DATA_VARIABLE, DATA_DEFAULT)),
         Path("results/benchmarks"),
-        arguments.max_iter,
         peer=not arguments.no_peer,
     )
