@@ -78,6 +78,9 @@ class SimulateConfig(Section):
     n_blends: PositiveInt = Field(16, description="blends per field in mode `blends`")
     density: PositiveFloat = Field(1.0, description="times the real surface density")
     mag_limit: float = Field(25.0, ge=18, le=30, description="faintest galaxy [mag, i]")
+    mag_bright: float = Field(
+        18.0, ge=14, le=23, description="brightest galaxy and star [mag, i]"
+    )
     star_density: NonNegativeFloat = Field(2.0, description="stars [per arcmin^2]")
     population: Population = Field(
         "realistic", description="galaxies; `wrong` is Exponential only, for EM tests"
@@ -158,6 +161,11 @@ class EMConfig(Section):
 
     laps: NonNegativeInt = Field(2, le=99, description="laps; 0 keeps the first prior")
     iterations: PositiveInt = Field(4, description="EM iterations within a lap")
+    max_chi2: PositiveFloat = Field(
+        1.3,
+        description="blends whose chi2 under the first prior is above this times its"
+        " expectation teach nothing: sources larger than the stamp, artefacts",
+    )
     symmetric: bool = Field(True, description="keep the 8 symmetries of the square")
     min_eigenvalue: PositiveFloat = Field(
         1e-8, description="floor of the prior variance of a mode [training variance]"
@@ -215,6 +223,13 @@ class InferConfig(Section):
     )
     centroid_sigma: NonNegativeFloat = Field(
         0.05, description="sd of a centre, marginalised [model pixel]; 0: off"
+    )
+    model_error: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="relative error of the model per pixel, added to the noise: what the"
+        " modes and the PSF cannot represent",
     )
     sky: Literal["none", "flat"] = Field(
         "none", description="unknown flat sky per observation and band, or none"

@@ -34,6 +34,7 @@ rule compute_statistics:
     params:
         infer=CONFIG.infer.model_dump(exclude={"samples"}),
         blends=CONFIG.blends.model_dump(),
+        max_chi2=CONFIG.em.max_chi2,
     log:
         f"{OUT}/logs/compute_statistics/{{chunk}}.log",
     benchmark:

@@ -41,7 +41,7 @@ rule em_lap:
         evidence=f"{OUT}/evidence/{{lap}}.csv",
     params:
         lap=lambda wildcards: int(wildcards.lap),
-        em=CONFIG.em.model_dump(exclude={"laps"}),
+        em=CONFIG.em.model_dump(exclude={"laps", "max_chi2"}),
     log:
         f"{OUT}/logs/em_lap/{{lap}}.log",
     benchmark:

@@ -5,20 +5,29 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from blendem.config import BlendsConfig, InferConfig
 from blendem.inference.batch import statistics_of
+from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.inference.statistics import Settings
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
 from blendem.io.products import write_h5
+from blendem.io.statistics import unstack
 from blendem.logs import configure_logging
+from blendem.prior.gaussian import GaussianPrior
 
 LOG = logging.getLogger(__name__)
 
 
 def main(
-    blends: Path, prior: Path, output: Path, infer: InferConfig, config: BlendsConfig
+    blends: Path,
+    prior: Path,
+    output: Path,
+    infer: InferConfig,
+    config: BlendsConfig,
+    max_chi2: float,
 ) -> None:
     """One program per stack of equal shape."""
     compiled = []
@@ -27,7 +36,8 @@ def main(
             compiled.append(seconds) if event.endswith("backend_compile_duration") else None
         )
     )
-    basis = read_prior(prior)[0].basis
+    model, _ = read_prior(prior)
+    basis = model.basis
     data = read_blends(blends)
     settings = Settings(
         reference=basis.bands.index(infer.reference_band),
@@ -35,6 +45,7 @@ def main(
         iterations=infer.recentre_iterations if infer.recentre else 0,
         centroid_prior=infer.centroid_prior,
         centroid_sigma=infer.centroid_sigma,
+        model_error=infer.model_error,
         sky_sigma=infer.sky_sigma if infer.sky == "flat" else 0.0,
     )
     arrays, start = {}, time.perf_counter()
@@ -51,6 +62,11 @@ def main(
             stack.present.shape[1],
             time.perf_counter() - begin,
         )
+    # One choice for all laps: EM must not change its data.
+    arrays["in_em"] = np.array(
+        [s is not None and _fits(s, model, max_chi2) for s in unstack(arrays, data)]
+    )
+    LOG.info("%d of %d blends enter EM", arrays["in_em"].sum(), len(arrays["in_em"]))
     attrs = {
         "seconds": time.perf_counter() - start,
         "programs": len(data.stacks),
@@ -58,6 +74,17 @@ def main(
         "settings": settings._asdict(),
     }
     write_h5(output, arrays, attrs)
+
+
+def _fits(
+    statistics: BlendStatistics, prior: GaussianPrior, max_chi2: float
+) -> bool:
+    """Whether the first prior can explain a blend at all."""
+    try:
+        p = posterior(statistics, prior)
+    except np.linalg.LinAlgError:
+        return False
+    return p.chi2_of_mean < max_chi2 * (statistics.n_data - p.effective_parameters)
 
 
 if "snakemake" in globals():
@@ -68,4 +95,5 @@ if "snakemake" in globals():
         Path(snakemake.output.statistics),
         InferConfig(**snakemake.params.infer),
         BlendsConfig(**snakemake.params.blends),
+        snakemake.params.max_chi2,
     )

@@ -11,7 +11,8 @@ from blendem.inference.em import add, expectation, maximization
 from blendem.io.atomic import atomic_path
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior, write_prior
-from blendem.io.statistics import read_statistics
+from blendem.io.products import read_h5
+from blendem.io.statistics import unstack
 from blendem.logs import configure_logging
 
 LOG = logging.getLogger(__name__)
@@ -28,10 +29,11 @@ def main(
 ) -> None:
     """E and M steps over all blends that have a result; the basis stays."""
     prior, card = read_prior(previous)
-    chunks = [
-        [s for s in read_statistics(path, read_blends(b)) if s is not None]
-        for b, path in zip(blends, statistics, strict=True)
-    ]
+    chunks = []
+    for b, path in zip(blends, statistics, strict=True):
+        arrays, _ = read_h5(path)
+        rows = unstack(arrays, read_blends(b))
+        chunks.append([s for s, use in zip(rows, arrays["in_em"], strict=True) if use])
     rows = []
     for iteration in range(config.iterations):
         total = reduce(add, (expectation(chunk, prior)[0] for chunk in chunks if chunk))

@@ -111,7 +111,7 @@ def main(
         )
     table = {
         key: data.blends[key] for key in ("field", "number", "n_sources", "flags")
-    } | {key: np.asarray(value) for key, value in rendered["blends"].items()}
+    } | {"in_em": stats["in_em"]} | {key: np.asarray(value) for key, value in rendered["blends"].items()}
     write_h5(scores, {"blends": table}, {"bands": list(basis.bands)})
 
 

@@ -35,13 +35,16 @@ def main(
         table = read_h5(path)[0]["blends"]
         parts.append(pd.DataFrame({k: np.asarray(v) for k, v in table.items()}))
     joined = pd.concat(parts, ignore_index=True)
+    first = ["field", "number", "n_sources", "n_data", "chi2", "expected_chi2"]
+    joined = joined[first + [c for c in joined if c not in first]]
     _write(blends, joined)
     rows = pd.concat([pd.read_csv(path) for path in evidence] or [pd.DataFrame()])
+    used = joined[joined["in_em"]]
     final = {
         "lap": last_lap,
-        "log_evidence": joined["log_evidence"].sum(),
-        "n_data": joined["n_data"].sum(),
-        "n_blends": int(joined["log_evidence"].notna().sum()),
+        "log_evidence": used["log_evidence"].sum(),
+        "n_data": used["n_data"].sum(),
+        "n_blends": len(used),
     }
     _write(laps, pd.concat([rows, pd.DataFrame([final])], ignore_index=True))
     scores = [
@@ -58,6 +61,8 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
     true = Table(arrays["table"]).to_pandas()
     bands = tuple(attrs["bands"])
     for b in bands:
+        # Light beyond the stamp is in no model: `stamp_fraction` of the truth tells it.
+        true[f"flux_{b}"] = true[f"flux_model_{b}"]
         true[f"mag_{b}"] = attrs["magzero"] - 2.5 * np.log10(true[f"flux_{b}"])
     reference = bands.index(reference_band)
     # The truth goes through the same functions as the catalog: definitions cancel.

@@ -29,6 +29,7 @@ def main(
         density=simulate.density,
         n_blends=simulate.n_blends,
         mag_limit=simulate.mag_limit,
+        mag_bright=simulate.mag_bright,
         star_density=simulate.star_density,
         population=simulate.population,
         stamp=frame.stamp,

@@ -1,6 +1,7 @@
 """Statistics and posteriors of blends on disk, one row per blend."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,11 @@ def read_statistics(path: str | Path, blends: BlendSet) -> list[BlendStatistics 
     Raises:
         InputError: If the file is missing or damaged.
     """
-    arrays, _ = read_h5(path)
+    return unstack(read_h5(path)[0], blends)
+
+
+def unstack(arrays: dict[str, Any], blends: BlendSet) -> list[BlendStatistics | None]:
+    """As `read_statistics`, from arrays that have been read."""
     result = []
     for stack, index in zip(blends.blends["stack"], blends.blends["index"], strict=True):
         if stack < 0:

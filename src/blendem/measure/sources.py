@@ -112,7 +112,9 @@ def shape_columns(
 ) -> dict[str, np.ndarray]:
     """Size and ellipticity of every source from its draws; NaN for stars.
 
-    `no_shape` marks galaxies of which fewer than half of the draws could be measured.
+    Faint sources have draws without a shape, because a Gaussian prior allows negative
+    light. The columns describe the other draws, if at least one in eight could be
+    measured; `no_shape` marks galaxies with fewer than half.
     """
     n, draws = images.shape[:2]
     names = ("size", "e1", "e2")
@@ -128,8 +130,9 @@ def shape_columns(
     measured = measure_shapes(flat, pixel_scale)
     for name in names:
         values = np.asarray(measured[name]).reshape(len(galaxies), draws)
-        good = np.isfinite(values).sum(axis=1) >= max(2, draws // 2)
-        columns["no_shape"][galaxies[~good]] = True
+        measured_draws = np.isfinite(values).sum(axis=1)
+        good = measured_draws >= max(2, draws // 8)
+        columns["no_shape"][galaxies[measured_draws < draws // 2]] = True
         summary = summarise_samples(values[good].T)
         chosen = galaxies[good]
         columns[name][chosen] = summary["mean"]

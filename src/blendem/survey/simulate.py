@@ -106,6 +106,7 @@ def simulate_field(
     density: float = 1.0,
     n_blends: int = 16,
     mag_limit: float = 25.0,
+    mag_bright: float = MAG_BRIGHT,
     star_density: float = 2.0,
     population: str = "realistic",
     stamp: int = 49,
@@ -130,7 +131,8 @@ def simulate_field(
         density: Multiplies the real surface density of galaxies (mode "scatter").
         n_blends: Number of blends (mode "blends").
         mag_limit: Faintest galaxy [AB, i].
-        star_density: Stars of 18 < i < 24 per arcmin^2; in mode "blends" it sets the share
+        mag_bright: Brightest galaxy and star [AB, i].
+        star_density: Stars of `mag_bright` < i < 24 per arcmin^2; in mode "blends" it sets the share
             of the sources that are stars.
         population: "realistic" or "wrong", see `draw_galaxies`.
         stamp: Side of the model images [pixel], odd.
@@ -154,7 +156,7 @@ def simulate_field(
     number, place, galaxy, star, mix, noise = rng.spawn(6)
     area = np.prod(shape) * (instrument.pixel_scale / 60) ** 2
     galaxies_expected = (
-        galaxy_density(mag_limit, mag_bright=MAG_BRIGHT) * area * density
+        galaxy_density(mag_limit, mag_bright=mag_bright) * area * density
     )
     stars_expected = star_density * area
     if mode == "scatter":
@@ -167,7 +169,9 @@ def simulate_field(
         position, blend = blend_positions(n_blends, shape, place)
         share = stars_expected / (stars_expected + galaxies_expected)
         is_star = mix.random(len(position)) < share
-    sources = _sources(is_star, galaxy, star, mag_limit, population)
+    sources = _sources(
+        is_star, galaxy, star, (mag_bright, mag_limit), population
+    )
 
     model = draw_stamps(sources, instrument, stamp=stamp, psf_sigma=psf_sigma)
     observed, corner = draw_observed(sources, instrument, position, size=observed_size)
@@ -209,7 +213,7 @@ def _sources(
     is_star: np.ndarray,
     galaxy_rng: np.random.Generator,
     star_rng: np.random.Generator,
-    mag_limit: float,
+    mag_range: tuple[float, float],
     population: str,
 ) -> pd.DataFrame:
     """Galaxies and stars in the order of `is_star`."""
@@ -217,11 +221,13 @@ def _sources(
     galaxies = draw_galaxies(
         len(is_star) - n_stars,
         galaxy_rng,
-        mag_limit=mag_limit,
-        mag_bright=MAG_BRIGHT,
+        mag_limit=mag_range[1],
+        mag_bright=mag_range[0],
         population=population,
     )
-    stars = draw_stars(n_stars, star_rng, mag_limit=STAR_LIMIT, mag_bright=MAG_BRIGHT)
+    stars = draw_stars(
+        n_stars, star_rng, mag_limit=STAR_LIMIT, mag_bright=mag_range[0]
+    )
     galaxies.index, stars.index = np.flatnonzero(~is_star), np.flatnonzero(is_star)
     return pd.concat([galaxies, stars]).sort_index()
 
