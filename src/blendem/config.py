@@ -253,7 +253,7 @@ class MapConfig(Section):
     )
     steps: PositiveInt = Field(150, description="optimizer steps")
     learning_rate: float = Field(
-        0.05, gt=0, le=1, description="step of the unconstrained parameters"
+        0.1, gt=0, le=1, description="step of the unconstrained parameters"
     )
 
 

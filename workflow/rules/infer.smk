@@ -117,6 +117,8 @@ for number in range(CHUNKS):
         params:
             rows=rows_of(number),
             map=CONFIG.map.model_dump(),
+            frame=CONFIG.frame.model_dump(),
+            centroid_prior=CONFIG.infer.centroid_prior,
             blends=CONFIG.blends.model_dump(),
             meta={
                 "METHOD": f"MAP, {CONFIG.map.profile} profiles",
