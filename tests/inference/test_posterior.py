@@ -9,7 +9,7 @@ from blendem.inference.posterior import (
     BlendStatistics,
     chi2,
     posterior,
-    prior_moments,
+    prior_mean,
     unpad,
 )
 from blendem.prior.gaussian import Basis, GaussianPrior
@@ -160,10 +160,15 @@ def test_padding_is_dropped(rng):
     np.testing.assert_array_equal(s.H, H[np.ix_(kept, kept)])
     np.testing.assert_array_equal(s.is_star, [False, True])
     prior = make_prior(rng, modes)
-    mean, factor = prior_moments(s, prior)
+    mean = prior_mean(s, prior)
     np.testing.assert_array_equal(mean[:2], prior.mean)
     np.testing.assert_array_equal(mean[2:], 0)
-    np.testing.assert_array_equal(factor[2:, 2:], np.eye(8))
+    # Without data the posterior is the prior: N(0, 1) for star, shifts and sky.
+    empty = s._replace(H=np.zeros_like(s.H), b=np.zeros_like(s.b))
+    covariance = posterior(empty, prior).covariance
+    np.testing.assert_allclose(covariance[:2, :2], prior.covariance, atol=1e-12)
+    np.testing.assert_allclose(covariance[2:, 2:], np.eye(8), atol=1e-12)
+    np.testing.assert_array_equal(covariance[:2, 2:], 0)
 
 
 def test_statistics_that_are_not_finite_are_refused(rng):

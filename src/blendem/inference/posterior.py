@@ -90,21 +90,33 @@ def unpad(
     )
 
 
-def prior_moments(
-    statistics: BlendStatistics, prior: GaussianPrior
-) -> tuple[Float[np.ndarray, " unknown"], Float[np.ndarray, "unknown unknown"]]:
-    """Prior mean and lower factor of the covariance of all unknowns.
+def _apply_prior(
+    matrix: Float[np.ndarray, "unknown n"],
+    statistics: BlendStatistics,
+    factor: Float[np.ndarray, "mode mode"],
+) -> Float[np.ndarray, "unknown n"]:
+    """Multiply by the block-diagonal factor of the prior of all unknowns.
 
-    Galaxies follow `prior`; star fluxes, shifts and sky are N(0, 1) by construction.
+    Galaxies follow the prior; star fluxes, shifts and sky are N(0, 1) by construction.
     """
-    n, d = len(statistics.b), statistics.n_modes
-    mean, factor = np.zeros(n), np.eye(n)
+    out = matrix.copy()
+    d = statistics.n_modes
     for k, star in enumerate(statistics.is_star):
         if not star:
             block = slice(k * d, (k + 1) * d)
-            mean[block] = prior.mean
-            factor[block, block] = prior.cholesky
-    return mean, factor
+            out[block] = factor @ matrix[block]
+    return out
+
+
+def prior_mean(
+    statistics: BlendStatistics, prior: GaussianPrior
+) -> Float[np.ndarray, " unknown"]:
+    """Prior mean of all unknowns."""
+    mean, d = np.zeros(len(statistics.b)), statistics.n_modes
+    for k, star in enumerate(statistics.is_star):
+        if not star:
+            mean[k * d : (k + 1) * d] = prior.mean
+    return mean
 
 
 def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
@@ -122,19 +134,22 @@ def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
     H, b = statistics.H, statistics.b
     if not (np.isfinite(H).all() and np.isfinite(b).all()):
         raise ValueError("the statistics of the blend are not finite")
-    m, C = prior_moments(statistics, prior)
+    m, factor = prior_mean(statistics, prior), np.asarray(prior.cholesky, float)
     Hm = H @ m
     r2 = statistics.r2 - 2 * m @ b + m @ Hm
-    b_e = C.T @ (b - Hm)
-    precision = C.T @ H @ C
+    b_e = _apply_prior((b - Hm)[:, None], statistics, factor.T)[:, 0]
+    # C^T H C, with C applied to one side at a time; H is symmetric.
+    precision = _apply_prior(_apply_prior(H, statistics, factor.T).T, statistics, factor.T)
     precision[np.diag_indices_from(precision)] += 1.0
     lower = scipy.linalg.cholesky(precision, lower=True, check_finite=False)
     half = scipy.linalg.solve_triangular(lower, b_e, lower=True, check_finite=False)
-    e = scipy.linalg.solve_triangular(lower, half, lower=True, trans=1, check_finite=False)
-    inverse = scipy.linalg.solve_triangular(
-        lower, np.eye(len(b)), lower=True, trans=1, check_finite=False
+    e = scipy.linalg.solve_triangular(
+        lower, half, lower=True, trans=1, check_finite=False
     )
-    mean, root = m + C @ e, C @ inverse
+    inverse, _ = scipy.linalg.lapack.dtrtri(lower, lower=1)
+    inverse = inverse.T
+    mean = m + _apply_prior(e[:, None], statistics, factor)[:, 0]
+    root = _apply_prior(inverse, statistics, factor)
     quadratic = r2 - half @ half
     log_det = 2 * np.log(np.diag(lower)).sum()
     # tr(H cov) = n - tr(cov_e), because cov_e (1 + C^T H C) = 1.
