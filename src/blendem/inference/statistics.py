@@ -180,7 +180,7 @@ def compute_statistics(
         sky_scales.append(sky)
     H, b, r2, log_norm, n_data = totals
     return Statistics(
-        H=0.5 * (H + H.T),
+        H=jnp.triu(H) + jnp.triu(H, 1).T,
         b=b,
         r2=r2,
         log_norm=log_norm,
@@ -216,7 +216,7 @@ def _accumulate(
     """
     pixels, counts = chosen
     dtype = renderer.psf_sigma.dtype
-    n_modes = transform.modes.shape[1]
+    n_modes, n_sources = transform.modes.shape[1], len(blend.present)
     scale = jnp.where(blend.present, amplitudes.scale, 0.0)
     centers = amplitudes.centers
     m = renderer.n_stamp
@@ -285,15 +285,19 @@ def _accumulate(
             )
         )
         H, b, r2, total, n_data = carry
+        # H is symmetric: the blocks right of the diagonal are enough.
+        for k in range(n_sources):
+            start, stop = k * n_modes, (k + 1) * n_modes
+            stop = stop if k < n_sources - 1 else A.shape[1]
+            H = H.at[start:stop, start:].add(A[:, start:stop].T @ A[:, start:])
         return (
-            H + A.T @ A,
+            H,
             b + A.T @ r,
             r2 + r @ r,
             total + log_norm,
             n_data + jnp.sum(~masked).astype(dtype),
         ), None
 
-    n_sources = len(blend.present)
     n_unknown = n_sources * n_modes + n_sky
     n_unknown += 2 * n_sources if settings.centroid_sigma > 0 else 0
     zero = jnp.zeros((), dtype)

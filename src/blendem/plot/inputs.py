@@ -1,0 +1,145 @@
+"""What the figures of a run need from its products, cut and arranged. Reads files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from astropy.io import fits
+from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_scales
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy.ndimage import map_coordinates
+
+from blendem.io.atomic import atomic_path
+from blendem.io.products import read_models, read_table
+
+MARGIN = 14  # shown around the sources of a blend [pixel]
+
+
+@dataclass(frozen=True)
+class FieldImages:
+    """Catalog and images of one field.
+
+    Attributes:
+        name: Name of the field.
+        bands: Names of the bands.
+        catalog: One row per source.
+        image, model, variance: `(band, y, x)`; infinite variance is masked.
+        stamps: Posterior mean of every source at model resolution, `(source, band, S, S)`.
+        stds: Posterior standard deviation, the same.
+        pixel_scale: Side of an observed pixel [arcsec]; None without WCS.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    catalog: pd.DataFrame
+    image: Float[np.ndarray, "band y x"]
+    model: Float[np.ndarray, "band y x"]
+    variance: Float[np.ndarray, "band y x"]
+    stamps: Float[np.ndarray, "source band stamp stamp"]
+    stds: Float[np.ndarray, "source band stamp stamp"]
+    pixel_scale: float | None
+
+    @property
+    def positions(self) -> Float[np.ndarray, "source 2"]:
+        """Fitted centres (y, x) [observed pixel]."""
+        return self.catalog[["y", "x"]].to_numpy(float)
+
+    @property
+    def pull(self) -> Float[np.ndarray, "band y x"]:
+        """Residual over noise sigma; NaN where masked."""
+        used = np.isfinite(self.variance) & (self.variance > 0)
+        sigma = np.sqrt(np.where(used, self.variance, np.nan))
+        return (self.image - self.model) / sigma
+
+    def noise(self, bands: Sequence[str]) -> float:
+        """Median noise sigma of a pixel over `bands` [image unit]; 1 if all is masked."""
+        planes = self.variance[[self.bands.index(b) for b in bands]]
+        used = planes[np.isfinite(planes) & (planes > 0)]
+        return float(np.sqrt(np.median(used))) if used.size else 1.0
+
+
+def band_names(catalog: pd.DataFrame) -> tuple[str, ...]:
+    """Bands of a catalog, in the order of its columns."""
+    return tuple(c.removeprefix("snr_") for c in catalog if c.startswith("snr_"))
+
+
+def read_field(catalog: Path, models: Path) -> FieldImages:
+    """Read `catalog/<field>.fits` and `models/<field>.fits`.
+
+    Raises:
+        InputError: If a file is missing or damaged.
+    """
+    table = read_table(catalog)[0].to_pandas()
+    arrays = read_models(models)
+    wcs = WCS(fits.getheader(models, "SCI"), naxis=2)
+    scale = None
+    if wcs.has_celestial:
+        scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs.celestial)))) * 3600
+    return FieldImages(
+        name=catalog.stem,
+        bands=band_names(table),
+        catalog=table,
+        image=np.nan_to_num(arrays["SCI"]),
+        model=np.nan_to_num(arrays["MODEL"]),
+        variance=arrays.get("VAR", np.ones_like(arrays["SCI"])),
+        stamps=arrays["MODEL_MEAN"],
+        stds=arrays["MODEL_STD"],
+        pixel_scale=scale,
+    )
+
+
+def display_bands(bands: Sequence[str], rgb: Sequence[str]) -> tuple[str, str, str]:
+    """Bands drawn red, green and blue: `rgb`, or what the image has instead."""
+    if all(band in bands for band in rgb):
+        return tuple(rgb) if len(rgb) == 3 else (rgb[0],) * 3
+    return bands[-1], bands[len(bands) // 2], bands[0]
+
+
+def window_of(
+    positions: Float[np.ndarray, "source 2"], shape: tuple[int, int], margin: int = MARGIN
+) -> tuple[slice, slice]:
+    """Square window (y, x) around sources, moved into an image of `shape` and cut to it."""
+    low, high = positions.min(axis=0) - margin, positions.max(axis=0) + margin
+    side = int(np.ceil((high - low).max()))
+    window = []
+    for center, length in zip((low + high) / 2, shape, strict=True):
+        start = int(np.clip(round(center - side / 2), 0, max(length - side, 0)))
+        window.append(slice(start, min(start + side, length)))
+    return tuple(window)
+
+
+def place_stamps(
+    stamps: Float[np.ndarray, "source band stamp stamp"],
+    positions: Float[np.ndarray, "source 2"],
+    shape: tuple[int, int],
+    ratio: float = 1.0,
+) -> Float[np.ndarray, "band y x"]:
+    """Sum of model images on a grid of observed pixels, for display.
+
+    Args:
+        stamps: Model images; sources without a result (NaN) are left out.
+        positions: Centres (y, x) [pixel of the grid].
+        shape: Height and width of the grid.
+        ratio: Side of a pixel of the grid over that of a model pixel.
+    """
+    total = np.zeros((stamps.shape[1], *shape))
+    grid = np.indices(shape, dtype=float)
+    middle = stamps.shape[-1] // 2
+    for planes, position in zip(stamps, positions, strict=True):
+        if not (np.isfinite(planes).all() and np.isfinite(position).all()):
+            continue
+        at = (grid - position[:, None, None]) * ratio + middle
+        for band, plane in enumerate(planes):
+            # Linear, because splines ring around a source that is a pixel wide.
+            total[band] += ratio**2 * map_coordinates(plane, at, order=1)
+    return total
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure; the file appears only when complete."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
