@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 import blendem
 from blendem.config import ConfigError, config_hash, load_config
 from blendem.io.table import FieldRow, InputError, read_fields_table
+from blendem.survey.instruments import INSTRUMENTS
 
 # A default that the user's file does not mention must not leak in from the default file.
 try:
@@ -34,6 +35,7 @@ SIMULATED = CONFIG.fields is None
 LAPS = CONFIG.em.laps
 # Training stamps have the bands and pixels of this instrument, for real fields too.
 INSTRUMENT = CONFIG.simulate.instrument
+BANDS = list(CONFIG.frame.bands or INSTRUMENTS[INSTRUMENT].bands)
 VERSION = blendem.__version__
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else ""
 

@@ -1,16 +1,198 @@
-# Figures and the report.
+# Figures of the run, and the report that holds them all.
+
+PLOT = CONFIG.plot.model_dump()
+PLOT_CODE = ["plot/inputs", "plot/pictures", "plot/scores", "plot/style"]
+BAND = CONFIG.infer.reference_band
+# One field stands for all.
+SHOWN = FIELDS[0]
+FIGURES = ["field", "blends", "sources", "chi2", "evidence", "prior"]
+if SIMULATED:
+    FIGURES += ["flux_error", "coverage"]
+
+
+rule plot_field:
+    input:
+        code=modules(*PLOT_CODE),
+        catalog=f"{OUT}/catalog/{SHOWN}.fits",
+        models=f"{OUT}/models/{SHOWN}.fits",
+    output:
+        f"{OUT}/figures/field.png",
+    params:
+        band=BAND,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_field.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_field.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_field.py"
+
+
+rule plot_blends:
+    input:
+        code=modules(*PLOT_CODE),
+        blends=f"{OUT}/scores/blends.csv",
+        catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
+        models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
+        prior=prior_of(LAPS),
+    output:
+        f"{OUT}/figures/blends.png",
+    params:
+        band=BAND,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_blends.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_blends.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_blends.py"
+
+
+rule plot_sources:
+    input:
+        code=modules(*PLOT_CODE),
+        catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
+        models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
+        samples=expand(f"{OUT}/samples/{{field}}.h5", field=FIELDS),
+        prior=prior_of(LAPS),
+    output:
+        f"{OUT}/figures/sources.png",
+    params:
+        band=BAND,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_sources.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_sources.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_sources.py"
+
+
+rule plot_chi2:
+    input:
+        code=modules(*PLOT_CODE),
+        blends=f"{OUT}/scores/blends.csv",
+    output:
+        f"{OUT}/figures/chi2.png",
+    params:
+        bands=BANDS,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_chi2.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_chi2.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_chi2.py"
+
+
+rule plot_evidence:
+    input:
+        code=modules(*PLOT_CODE),
+        laps=f"{OUT}/scores/evidence.csv",
+    output:
+        f"{OUT}/figures/evidence.png",
+    params:
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_evidence.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_evidence.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_evidence.py"
+
+
+rule plot_prior:
+    input:
+        code=modules(*PLOT_CODE),
+        first=prior_of(0),
+        last=prior_of(LAPS),
+    output:
+        f"{OUT}/figures/prior.png",
+    params:
+        seed=CONFIG.seed,
+        band=BAND,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_prior.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_prior.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_prior.py"
+
+
+rule plot_flux_error:
+    input:
+        code=modules(*PLOT_CODE),
+        sources=f"{OUT}/scores/sources.csv",
+    output:
+        f"{OUT}/figures/flux_error.png",
+    params:
+        seed=CONFIG.seed,
+        band=BAND,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_flux_error.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_flux_error.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_flux_error.py"
+
+
+rule plot_coverage:
+    input:
+        code=modules(*PLOT_CODE),
+        sources=f"{OUT}/scores/sources.csv",
+    output:
+        f"{OUT}/figures/coverage.png",
+    params:
+        seed=CONFIG.seed,
+        band=BAND,
+        n_samples=CONFIG.infer.samples,
+        plot=PLOT,
+    log:
+        f"{OUT}/logs/plot_coverage.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_coverage.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    script:
+        "../scripts/plot_coverage.py"
 
 
 rule make_report:
     input:
+        code=modules("report"),
         summary=f"{OUT}/summary.json",
+        provenance=f"{OUT}/provenance.json",
+        catalog=f"{OUT}/catalog/{SHOWN}.fits",
+        figures=expand(f"{OUT}/figures/{{figure}}.png", figure=FIGURES),
+        captions=expand(
+            f"{workflow.basedir}/workflow/report/{{figure}}.rst", figure=FIGURES
+        ),
     output:
         report=f"{OUT}/report.html",
+    params:
+        title=CONFIG.title or CONFIG.run,
+        rows=20,
     log:
         f"{OUT}/logs/make_report.log",
     benchmark:
         f"{OUT}/benchmarks/make_report.tsv"
     conda:
         "../../envs/blendem.yaml"
-    shell:
-        "cp {input.summary} {output.report} > {log} 2>&1"
+    script:
+        "../scripts/make_report.py"

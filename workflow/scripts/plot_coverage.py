@@ -1,0 +1,90 @@
+"""Coverage of credible intervals and ranks of the truth (simulated runs)."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+from blendem import plot
+from blendem.config import PlotConfig
+from blendem.logs import configure_logging
+from blendem.measure.calibration import coverage_fraction, rank_histogram
+from blendem.plot.inputs import save
+from blendem.rng import stage_rng
+
+LEVELS = np.linspace(0.05, 0.95, 19)
+SHAPES = {"size": "size", "e1": "$e_1$", "e2": "$e_2$"}
+
+
+def main(
+    sources: Path,
+    output: Path,
+    band: str,
+    n_samples: int,
+    config: PlotConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Read the scores, draw fluxes and colours, shapes, and ranks; write the figure."""
+    scores = pd.read_csv(sources)
+    measured = scores[scores[f"flux_pull_{band}"].notna()]
+    flux = {
+        c.removeprefix("flux_rank_"): rank_level(measured[c].to_numpy(float), n_samples)
+        for c in scores
+        if c.startswith("flux_rank_")
+    }
+    color = {
+        c.removeprefix("color_rank_").replace("_", " $-$ "): rank_level(
+            measured[c].dropna().to_numpy(float), n_samples
+        )
+        for c in scores
+        if c.startswith("color_rank_")
+    }
+    shape = {
+        label: pull_level(scores[f"{name}_pull"].dropna().to_numpy(float))
+        for name, label in SHAPES.items()
+    }
+    groups = [("flux", flux), ("colour", color), ("size and shape", shape)]
+    groups = [(title, levels) for title, levels in groups if levels]
+    with matplotlib.rc_context(plot.STYLE):
+        n = len(groups) + 1
+        figure = Figure(figsize=(plot.TWO_COLUMNS, plot.TWO_COLUMNS / n + 0.4))
+        axes = figure.subplots(1, n)
+        for ax, (title, levels) in zip(axes, groups, strict=False):
+            for (label, values), hue in zip(levels.items(), plot.COLORS, strict=False):
+                inside = values[None] <= LEVELS[:, None]
+                plot.plot_coverage(ax, LEVELS, *coverage_fraction(inside), label=label, color=hue)
+            ax.set_title(title, loc="left")
+        ranks = measured[f"flux_rank_{band}"].to_numpy(int)
+        if len(ranks):
+            bins = min(n_samples + 1, 16 if len(ranks) >= 160 else 8)
+            plot.plot_ranks(axes[-1], rank_histogram(ranks, n_samples, bins, rng=rng))
+        axes[-1].set_xlabel(f"rank of the true {band} flux")
+        axes[-1].set_box_aspect(1)
+        save(figure, output, config.dpi)
+
+
+def rank_level(ranks: Float[np.ndarray, " n"], n_samples: int) -> Float[np.ndarray, " n"]:
+    """Level of the smallest central interval that holds the truth, from its rank."""
+    return np.abs(2 * (ranks + 0.5) / (n_samples + 1) - 1)
+
+
+def pull_level(pull: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The same for a Gaussian posterior, from the pull."""
+    return 2 * norm.cdf(np.abs(pull)) - 1
+
+
+if "snakemake" in globals():
+    configure_logging(snakemake.log[0])
+    params = snakemake.params
+    main(
+        Path(snakemake.input.sources),
+        Path(snakemake.output[0]),
+        params.band,
+        params.n_samples,
+        PlotConfig(**params.plot),
+        stage_rng(params.seed, "plot_coverage"),
+    )
