@@ -176,6 +176,7 @@ rule plot_coverage:
 rule make_report:
     input:
         code=modules("report"),
+        template=f"{workflow.basedir}/workflow/report/report.html.j2",
         summary=f"{OUT}/summary.json",
         provenance=f"{OUT}/provenance.json",
         catalog=f"{OUT}/catalog/{SHOWN}.fits",
@@ -187,6 +188,7 @@ rule make_report:
         report=f"{OUT}/report.html",
     params:
         title=CONFIG.title or CONFIG.run,
+        band=BAND,
         rows=20,
     log:
         f"{OUT}/logs/make_report.log",
