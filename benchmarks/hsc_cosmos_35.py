@@ -147,7 +147,9 @@ def make_blend(scene: dict):
     return jax.tree.map(jnp.asarray, blend)
 
 
-def fit_blendem(scene: dict, prior: GaussianPrior, settings: Settings, name: str) -> dict:
+def fit_blendem(
+    scene: dict, prior: GaussianPrior, settings: Settings, name: str
+) -> dict:
     """Amplitudes, statistics and the closed-form posterior, of which the mean is scored."""
     basis = jax.tree.map(jnp.asarray, prior.basis)
     modes = len(basis.modes)

@@ -194,7 +194,9 @@ class Renderer(eqx.Module):
         index = jnp.where(inside, row * m + column, 0)
         flat = patch.reshape(*patch.shape[:-2], m * m)
         values = jnp.take(flat, index, axis=-1)
-        return values * inside.astype(values.dtype).reshape((1,) * (values.ndim - 1) + (-1,))
+        return values * inside.astype(values.dtype).reshape(
+            (1,) * (values.ndim - 1) + (-1,)
+        )
 
     def render_columns(
         self,
@@ -217,7 +219,9 @@ class Renderer(eqx.Module):
         ky = 2 * jnp.pi * jnp.fft.fftfreq(m).astype(dtype)
         kx = 2 * jnp.pi * jnp.fft.rfftfreq(m).astype(dtype)
         # The half plane stands for both, but for its first and last column.
-        double = jnp.where((kx > 0) & (jnp.arange(m // 2 + 1) < m // 2), 2.0, 1.0) / m**2
+        double = (
+            jnp.where((kx > 0) & (jnp.arange(m // 2 + 1) < m // 2), 2.0, 1.0) / m**2
+        )
         y = jnp.arange(self.shape[0], dtype=dtype) - at[0]
         x = jnp.arange(self.shape[1], dtype=dtype) - at[1]
         # A patch ends where its periodic copy begins.

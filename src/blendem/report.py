@@ -32,7 +32,11 @@ def render_caption(text: str) -> tuple[str, str]:
     if not text.strip():
         raise ValueError("a caption is empty; write a title line and a paragraph.")
     title, _, body = text.strip().partition("\n")
-    settings = {"report_level": 4, "file_insertion_enabled": False, "raw_enabled": False}
+    settings = {
+        "report_level": 4,
+        "file_insertion_enabled": False,
+        "raw_enabled": False,
+    }
     parts = publish_parts(body.strip(), writer="html5", settings_overrides=settings)
     return title.strip(), parts["body"]
 
@@ -40,7 +44,7 @@ def render_caption(text: str) -> tuple[str, str]:
 def format_number(value: float | None) -> str:
     """A number with the digits that matter; a dash where there is none."""
     if value is None:
-        return "–"
+        return "-"
     if float(value).is_integer() and abs(value) < 1e7:
         return str(int(value))
     return f"{value:.4g}"
@@ -78,7 +82,8 @@ def render_report(
     ]
     names, rows = catalog
     cells = [
-        [format_number(v) if isinstance(v, float) else str(v) for v in row] for row in rows
+        [format_number(v) if isinstance(v, float) else str(v) for v in row]
+        for row in rows
     ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
@@ -101,7 +106,9 @@ def read_figures(images: Sequence[Path], captions: Sequence[Path]) -> list[Figur
     texts = {path.stem: path for path in captions}
     missing = [path.stem for path in images if path.stem not in texts]
     if missing:
-        raise ValueError(f"no caption for {', '.join(missing)}; add workflow/report/*.rst")
+        raise ValueError(
+            f"no caption for {', '.join(missing)}; add workflow/report/*.rst"
+        )
     return [
         Figure(path.stem, path.read_bytes(), texts[path.stem].read_text())
         for path in images

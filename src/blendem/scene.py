@@ -63,9 +63,7 @@ def render_source(
             profiles = term if profiles is None else profiles + term
     if profiles is not None:
         phase = renderer.phase(source.center)[None]
-        image = image + renderer.render_fourier(
-            profiles * renderer.psf_fourier * phase
-        )
+        image = image + renderer.render_fourier(profiles * renderer.psf_fourier * phase)
     return image
 
 

@@ -1,4 +1,4 @@
-# Settings of the run, its fields, and helpers that all rules share.
+# Settings of the run, its fields, and shared helpers.
 import os
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ wildcard_constraints:
 
 
 def modules(*names):
-    """Source files that a rule relies on: Snakemake does not see what a script imports."""
+    """Source files behind a script, whose imports Snakemake does not see."""
     return [f"{workflow.basedir}/src/blendem/{name}.py" for name in names]
 
 

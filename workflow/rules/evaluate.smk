@@ -15,15 +15,15 @@ rule score:
         sources=f"{OUT}/scores/sources.csv",
         blends=f"{OUT}/scores/blends.csv",
         laps=f"{OUT}/scores/evidence.csv",
-    params:
-        reference_band=CONFIG.infer.reference_band,
-        last_lap=LAPS,
     log:
         f"{OUT}/logs/score.log",
     benchmark:
         f"{OUT}/benchmarks/score.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        reference_band=CONFIG.infer.reference_band,
+        last_lap=LAPS,
     script:
         "../scripts/score.py"
 
@@ -41,15 +41,15 @@ rule summarise:
     output:
         summary=f"{OUT}/summary.json",
         provenance=f"{OUT}/provenance.json",
-    params:
-        seed=CONFIG.seed,
-        config=CONFIG.model_dump(),
-        command=f"snakemake --cores 2 --configfile {CONFIGFILE}",
     log:
         f"{OUT}/logs/summarise.log",
     benchmark:
         f"{OUT}/benchmarks/summarise.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        config=CONFIG.model_dump(),
+        command=f"snakemake --cores 2 --configfile {CONFIGFILE}",
     script:
         "../scripts/summarise.py"

@@ -17,15 +17,15 @@ rule plot_field:
         models=f"{OUT}/models/{SHOWN}.fits",
     output:
         f"{OUT}/figures/field.png",
-    params:
-        band=BAND,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_field.log",
     benchmark:
         f"{OUT}/benchmarks/plot_field.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        band=BAND,
+        plot=PLOT,
     script:
         "../scripts/plot_field.py"
 
@@ -39,15 +39,15 @@ rule plot_blends:
         prior=prior_of(LAPS),
     output:
         f"{OUT}/figures/blends.png",
-    params:
-        band=BAND,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_blends.log",
     benchmark:
         f"{OUT}/benchmarks/plot_blends.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        band=BAND,
+        plot=PLOT,
     script:
         "../scripts/plot_blends.py"
 
@@ -61,15 +61,15 @@ rule plot_sources:
         prior=prior_of(LAPS),
     output:
         f"{OUT}/figures/sources.png",
-    params:
-        band=BAND,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_sources.log",
     benchmark:
         f"{OUT}/benchmarks/plot_sources.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        band=BAND,
+        plot=PLOT,
     script:
         "../scripts/plot_sources.py"
 
@@ -80,15 +80,15 @@ rule plot_chi2:
         blends=f"{OUT}/scores/blends.csv",
     output:
         f"{OUT}/figures/chi2.png",
-    params:
-        bands=BANDS,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_chi2.log",
     benchmark:
         f"{OUT}/benchmarks/plot_chi2.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        bands=BANDS,
+        plot=PLOT,
     script:
         "../scripts/plot_chi2.py"
 
@@ -99,14 +99,14 @@ rule plot_evidence:
         laps=f"{OUT}/scores/evidence.csv",
     output:
         f"{OUT}/figures/evidence.png",
-    params:
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_evidence.log",
     benchmark:
         f"{OUT}/benchmarks/plot_evidence.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        plot=PLOT,
     script:
         "../scripts/plot_evidence.py"
 
@@ -118,16 +118,16 @@ rule plot_prior:
         last=prior_of(LAPS),
     output:
         f"{OUT}/figures/prior.png",
-    params:
-        seed=CONFIG.seed,
-        band=BAND,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_prior.log",
     benchmark:
         f"{OUT}/benchmarks/plot_prior.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        band=BAND,
+        plot=PLOT,
     script:
         "../scripts/plot_prior.py"
 
@@ -138,16 +138,16 @@ rule plot_flux_error:
         sources=f"{OUT}/scores/sources.csv",
     output:
         f"{OUT}/figures/flux_error.png",
-    params:
-        seed=CONFIG.seed,
-        band=BAND,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_flux_error.log",
     benchmark:
         f"{OUT}/benchmarks/plot_flux_error.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        band=BAND,
+        plot=PLOT,
     script:
         "../scripts/plot_flux_error.py"
 
@@ -158,17 +158,17 @@ rule plot_coverage:
         sources=f"{OUT}/scores/sources.csv",
     output:
         f"{OUT}/figures/coverage.png",
-    params:
-        seed=CONFIG.seed,
-        band=BAND,
-        n_samples=CONFIG.infer.samples,
-        plot=PLOT,
     log:
         f"{OUT}/logs/plot_coverage.log",
     benchmark:
         f"{OUT}/benchmarks/plot_coverage.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        band=BAND,
+        n_samples=CONFIG.infer.samples,
+        plot=PLOT,
     script:
         "../scripts/plot_coverage.py"
 
@@ -186,15 +186,15 @@ rule make_report:
         ),
     output:
         report=f"{OUT}/report.html",
-    params:
-        title=CONFIG.title or CONFIG.run,
-        band=BAND,
-        rows=20,
     log:
         f"{OUT}/logs/make_report.log",
     benchmark:
         f"{OUT}/benchmarks/make_report.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        title=CONFIG.title or CONFIG.run,
+        band=BAND,
+        rows=20,
     script:
         "../scripts/make_report.py"

@@ -3,23 +3,25 @@
 
 rule extract_blends:
     input:
-        code=modules("blend", "frame", "survey/extract", "survey/footprints", "survey/detect"),
+        code=modules(
+            "blend", "frame", "survey/extract", "survey/footprints", "survey/detect"
+        ),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),
         prior=prior_of(0),
     output:
         blends=f"{OUT}/blends/{{chunk}}.h5",
-    params:
-        rows=lambda wildcards: rows_of(wildcards.chunk),
-        blends=CONFIG.blends.model_dump(),
-        detect=CONFIG.detect.model_dump(),
-        frame=CONFIG.frame.model_dump(),
     log:
         f"{OUT}/logs/extract_blends/{{chunk}}.log",
     benchmark:
         f"{OUT}/benchmarks/extract_blends/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        rows=lambda wildcards: rows_of(wildcards.chunk),
+        blends=CONFIG.blends.model_dump(),
+        detect=CONFIG.detect.model_dump(),
+        frame=CONFIG.frame.model_dump(),
     script:
         "../scripts/extract_blends.py"
 
@@ -31,16 +33,16 @@ rule compute_statistics:
         prior=prior_of(0),
     output:
         statistics=f"{OUT}/statistics/{{chunk}}.h5",
-    params:
-        infer=CONFIG.infer.model_dump(exclude={"samples"}),
-        blends=CONFIG.blends.model_dump(),
-        max_chi2=CONFIG.em.max_chi2,
     log:
         f"{OUT}/logs/compute_statistics/{{chunk}}.log",
     benchmark:
         f"{OUT}/benchmarks/compute_statistics/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        infer=CONFIG.infer.model_dump(exclude={"samples"}),
+        blends=CONFIG.blends.model_dump(),
+        max_chi2=CONFIG.em.max_chi2,
     script:
         "../scripts/compute_statistics.py"
 
@@ -53,15 +55,15 @@ rule sample_posterior:
         prior=prior_of(LAPS),
     output:
         posterior=f"{OUT}/posterior/{{chunk}}.h5",
-    params:
-        seed=CONFIG.seed,
-        samples=CONFIG.infer.samples,
     log:
         f"{OUT}/logs/sample_posterior/{{chunk}}.log",
     benchmark:
         f"{OUT}/benchmarks/sample_posterior/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        samples=CONFIG.infer.samples,
     script:
         "../scripts/sample_posterior.py"
 
@@ -84,6 +86,12 @@ for number in range(CHUNKS):
             models=expand(f"{OUT}/models/{{field}}.fits", field=fields_of(number)),
             samples=expand(f"{OUT}/samples/{{field}}.h5", field=fields_of(number)),
             blends=f"{OUT}/measured/{number}.h5",
+        log:
+            f"{OUT}/logs/measure/{number}.log",
+        benchmark:
+            f"{OUT}/benchmarks/measure/{number}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
         params:
             rows=rows_of(number),
             infer=CONFIG.infer.model_dump(),
@@ -93,12 +101,6 @@ for number in range(CHUNKS):
                 "CONFIG": config_hash(CONFIG),
                 "VERSION": VERSION,
             },
-        log:
-            f"{OUT}/logs/measure/{number}.log",
-        benchmark:
-            f"{OUT}/benchmarks/measure/{number}.tsv"
-        conda:
-            "../../envs/blendem.yaml"
         script:
             "../scripts/measure.py"
 
@@ -114,6 +116,12 @@ for number in range(CHUNKS):
         output:
             maps=expand(f"{OUT}/map/{{field}}.fits", field=fields_of(number)),
             timing=f"{OUT}/map/{number}.h5",
+        log:
+            f"{OUT}/logs/fit_map/{number}.log",
+        benchmark:
+            f"{OUT}/benchmarks/fit_map/{number}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
         params:
             rows=rows_of(number),
             map=CONFIG.map.model_dump(),
@@ -125,11 +133,5 @@ for number in range(CHUNKS):
                 "CONFIG": config_hash(CONFIG),
                 "VERSION": VERSION,
             },
-        log:
-            f"{OUT}/logs/fit_map/{number}.log",
-        benchmark:
-            f"{OUT}/benchmarks/fit_map/{number}.tsv"
-        conda:
-            "../../envs/blendem.yaml"
         script:
             "../scripts/fit_map.py"

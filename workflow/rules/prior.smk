@@ -8,23 +8,25 @@ rule fit_prior:
         stamps=(
             []
             if CONFIG.prior.start
-            else expand(f"{OUT}/stamps/{{chunk}}.npy", chunk=range(CONFIG.stamps.chunks))
+            else expand(
+                f"{OUT}/stamps/{{chunk}}.npy", chunk=range(CONFIG.stamps.chunks)
+            )
         ),
         start=CONFIG.prior.start or [],
     output:
         prior=f"{OUT}/prior/00.eqx",
-    params:
-        seed=CONFIG.seed,
-        prior=CONFIG.prior.model_dump(),
-        frame=CONFIG.frame.model_dump(),
-        instrument=INSTRUMENT,
-        reference_band=CONFIG.infer.reference_band,
     log:
         f"{OUT}/logs/fit_prior.log",
     benchmark:
         f"{OUT}/benchmarks/fit_prior.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        prior=CONFIG.prior.model_dump(),
+        frame=CONFIG.frame.model_dump(),
+        instrument=INSTRUMENT,
+        reference_band=CONFIG.infer.reference_band,
     script:
         "../scripts/fit_prior.py"
 
@@ -39,14 +41,14 @@ rule em_lap:
         # Lap 00 belongs to fit_prior.
         prior=f"{OUT}/prior/{{lap,(?!00)\\d\\d}}.eqx",
         evidence=f"{OUT}/evidence/{{lap}}.csv",
-    params:
-        lap=lambda wildcards: int(wildcards.lap),
-        em=CONFIG.em.model_dump(exclude={"laps", "max_chi2"}),
     log:
         f"{OUT}/logs/em_lap/{{lap}}.log",
     benchmark:
         f"{OUT}/benchmarks/em_lap/{{lap}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        lap=lambda wildcards: int(wildcards.lap),
+        em=CONFIG.em.model_dump(exclude={"laps", "max_chi2"}),
     script:
         "../scripts/em_lap.py"

@@ -5,17 +5,21 @@ rule check_inputs:
     input:
         code=modules("io/fields", "io/checks", "io/readers", "io/catalogs", "io/table"),
         table=CONFIG.fields or [],
-        files=[] if SIMULATED else sorted({f for c in range(CHUNKS) for f in files_of(c)}),
+        files=(
+            []
+            if SIMULATED
+            else sorted({f for c in range(CHUNKS) for f in files_of(c)})
+        ),
     output:
         checked=f"{OUT}/checked.json",
-    params:
-        fields=CONFIG.fields,
     log:
         f"{OUT}/logs/check_inputs.log",
     benchmark:
         f"{OUT}/benchmarks/check_inputs.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        fields=CONFIG.fields,
     script:
         "../scripts/check_inputs.py"
 
@@ -28,17 +32,17 @@ rule simulate_stamps:
         checked=f"{OUT}/checked.json",
     output:
         stamps=f"{OUT}/stamps/{{chunk}}.npy",
-    params:
-        seed=CONFIG.seed,
-        instrument=INSTRUMENT,
-        stamps=CONFIG.stamps.model_dump(),
-        frame=CONFIG.frame.model_dump(),
     log:
         f"{OUT}/logs/simulate_stamps/{{chunk}}.log",
     benchmark:
         f"{OUT}/benchmarks/simulate_stamps/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        instrument=INSTRUMENT,
+        stamps=CONFIG.stamps.model_dump(),
+        frame=CONFIG.frame.model_dump(),
     script:
         "../scripts/simulate_stamps.py"
 
@@ -57,16 +61,16 @@ rule simulate_field:
     output:
         field=f"{OUT}/fields/{{field}}.fits",
         truth=f"{OUT}/truth/{{field}}.h5",
-    params:
-        seed=CONFIG.seed,
-        index=lambda wildcards: FIELDS.index(wildcards.field),
-        simulate=CONFIG.simulate.model_dump(),
-        frame=CONFIG.frame.model_dump(),
     log:
         f"{OUT}/logs/simulate_field/{{field}}.log",
     benchmark:
         f"{OUT}/benchmarks/simulate_field/{{field}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    params:
+        seed=CONFIG.seed,
+        index=lambda wildcards: FIELDS.index(wildcards.field),
+        simulate=CONFIG.simulate.model_dump(),
+        frame=CONFIG.frame.model_dump(),
     script:
         "../scripts/simulate_field.py"

@@ -33,7 +33,9 @@ def main(
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: (
-            compiled.append(seconds) if event.endswith("backend_compile_duration") else None
+            compiled.append(seconds)
+            if event.endswith("backend_compile_duration")
+            else None
         )
     )
     model, _ = read_prior(prior)
@@ -52,9 +54,7 @@ def main(
     for number, stack in enumerate(data.stacks):
         begin = time.perf_counter()
         result = statistics_of(stack, basis, settings, config.batch)
-        arrays[f"stack_{number}"] = result._asdict() | {
-            "n_modes": len(basis.modes)
-        }
+        arrays[f"stack_{number}"] = result._asdict() | {"n_modes": len(basis.modes)}
         LOG.info(
             "stack %d: %d blends of %d sources, %.1f s",
             number,
@@ -76,9 +76,7 @@ def main(
     write_h5(output, arrays, attrs)
 
 
-def _fits(
-    statistics: BlendStatistics, prior: GaussianPrior, max_chi2: float
-) -> bool:
+def _fits(statistics: BlendStatistics, prior: GaussianPrior, max_chi2: float) -> bool:
     """Whether the first prior can explain a blend at all."""
     try:
         p = posterior(statistics, prior)

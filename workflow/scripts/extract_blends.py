@@ -35,7 +35,8 @@ def main(
     names = list(dict.fromkeys(row.field for row in rows))
     sources, blends, stacks, fields = [], [], {}, {}
     by_field = {
-        name: [read_observation(row) for row in rows if row.field == name] for name in names
+        name: [read_observation(row) for row in rows if row.field == name]
+        for name in names
     }
     # One size of PSF images, since each would need a compilation of its own.
     psf_side = max(o.psf.shape[-1] for group in by_field.values() for o in group)
@@ -65,7 +66,9 @@ def main(
                 place, index = list(stacks).index(signature(cut.blend)), len(group)
                 group.append(cut.blend)
             for slot, row in enumerate(cut.members):
-                source = {key: catalog[key][row] for key in ("id", "x", "y", "ra", "dec")}
+                source = {
+                    key: catalog[key][row] for key in ("id", "x", "y", "ra", "dec")
+                }
                 y, x = np.round(positions[row]).astype(int)
                 height, width = first.image.shape[1:]
                 y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
@@ -127,9 +130,7 @@ def _plane(observed: ObservedField, basis: Basis, psf_side: int) -> Plane:
         )
     pad = (psf_side - observed.psf.shape[-1]) // 2
     known = INSTRUMENTS.get(observed.instrument)
-    scale = pixel_scale_of(
-        observed.wcs, known.pixel_scale if known else DEFAULT_SCALE
-    )
+    scale = pixel_scale_of(observed.wcs, known.pixel_scale if known else DEFAULT_SCALE)
     return Plane(
         observed.image,
         observed.variance,

@@ -25,7 +25,9 @@ LOG = logging.getLogger(__name__)
 @eqx.filter_jit
 def fit(blends, init, psf_sigma, settings):
     """Fit a batch of blends of one shape."""
-    return jax.vmap(lambda b, a: fit_profiles(b, a, psf_sigma, settings)[0])(blends, init)
+    return jax.vmap(lambda b, a: fit_profiles(b, a, psf_sigma, settings)[0])(
+        blends, init
+    )
 
 
 def main(
@@ -65,7 +67,9 @@ def main(
             )
         )
     seconds = time.perf_counter() - start
-    columns = _columns(data, fits, basis.bands, float(basis.pixel_scale), config.profile)
+    columns = _columns(
+        data, fits, basis.bands, float(basis.pixel_scale), config.profile
+    )
     meta = meta | {"PRIOR": sha256_of(prior)}
     for path in maps:
         name = path.stem

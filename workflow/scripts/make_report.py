@@ -42,7 +42,7 @@ def main(
         title=title,
         summary=json.loads(summary.read_text()),
         provenance=json.loads(provenance.read_text()),
-        catalog=(names, [["–" if v is None else v for v in row] for row in clean]),
+        catalog=(names, [["-" if v is None else v for v in row] for row in clean]),
         figures=read_figures(figures, captions),
     )
     with atomic_path(output) as temporary:

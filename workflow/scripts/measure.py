@@ -9,8 +9,8 @@ from astropy.table import Table
 from blendem.config import BlendsConfig, InferConfig
 from blendem.inference.batch import render_of
 from blendem.io.blends import BlendSet, read_blends
-from blendem.io.fields import read_observation
 from blendem.io.fetch import sha256_of
+from blendem.io.fields import read_observation
 from blendem.io.priors import read_prior
 from blendem.io.products import (
     Samples,
@@ -67,7 +67,9 @@ def main(
         wcs = observed.wcs
         table = Table({key: value[chosen] for key, value in columns.items()})
         if wcs is not None:
-            table["ra"], table["dec"] = wcs.celestial.all_pix2world(table["x"], table["y"], 0)
+            table["ra"], table["dec"] = wcs.celestial.all_pix2world(
+                table["x"], table["y"], 0
+            )
         write_catalog(path_catalog, table, meta, flux_unit=observed.unit)
         model = np.zeros_like(observed.image)
         for b in np.flatnonzero(data.blends["field"] == name):
@@ -109,9 +111,11 @@ def main(
                 attrs=meta,
             ),
         )
-    table = {
-        key: data.blends[key] for key in ("field", "number", "n_sources", "flags")
-    } | {"in_em": stats["in_em"]} | {key: np.asarray(value) for key, value in rendered["blends"].items()}
+    table = (
+        {key: data.blends[key] for key in ("field", "number", "n_sources", "flags")}
+        | {"in_em": stats["in_em"]}
+        | {key: np.asarray(value) for key, value in rendered["blends"].items()}
+    )
     write_h5(scores, {"blends": table}, {"bands": list(basis.bands)})
 
 
@@ -148,7 +152,9 @@ def _measure(
         )
         mean[k], std[k], flux[:, k] = images.mean, images.std, images.flux
         shape_draws[k] = images.reference
-        center[k] = group["centers"][index, slot] + infer.centroid_sigma * post["shift"][k]
+        center[k] = (
+            group["centers"][index, slot] + infer.centroid_sigma * post["shift"][k]
+        )
         start = data.stacks[stack].centers[index, slot]
         bound = 3 * infer.centroid_prior
         moved[k] = infer.recentre and (
@@ -157,9 +163,13 @@ def _measure(
     names = data.sources["field"]
     pixel_scale = float(basis.pixel_scale)
     magzero = np.array([data.fields[name]["magzero"] for name in names])
-    columns = {key: data.sources[key].copy() for key in ("id", "x", "y", "ra", "dec", "type")}
+    columns = {
+        key: data.sources[key].copy() for key in ("id", "x", "y", "ra", "dec", "type")
+    }
     columns["blend"] = data.blends["number"][data.sources["blend"]]
-    columns |= photometry_columns(flux, mean.sum((-2, -1), dtype=float), basis.bands, magzero)
+    columns |= photometry_columns(
+        flux, mean.sum((-2, -1), dtype=float), basis.bands, magzero
+    )
     shapes = shape_columns(shape_draws, is_star, pixel_scale)
     flags = data.sources["flags"].astype(int)
     flags[shapes.pop("no_shape")] |= SourceFlag.NO_SHAPE
@@ -209,7 +219,9 @@ def _render(
 
         for i, m in enumerate(members):
             centers[i, : len(m)] = np.where(
-                np.isfinite(sources["center"][m]), sources["center"][m], centers[i, : len(m)]
+                np.isfinite(sources["center"][m]),
+                sources["center"][m],
+                centers[i, : len(m)],
             )
         sigma = float(basis.psf_sigma)
         image = render_of(stack, place(sources["mean"]), centers, sigma, batch)[0]
@@ -218,7 +230,9 @@ def _render(
         for z in draws:
             delta = np.zeros((n, n_bands, stamp, stamp), np.float32)
             used = np.concatenate(members)
-            step = np.nan_to_num(z[used] - post["mean"][used]).astype(np.float32) @ modes
+            step = (
+                np.nan_to_num(z[used] - post["mean"][used]).astype(np.float32) @ modes
+            )
             step *= np.nan_to_num(sources["scale"][used])[:, None].astype(np.float32)
             delta[used] = step.reshape(-1, n_bands, stamp, stamp)
             delta[sources["is_star"]] = 0.0  # their deviation follows from the flux
@@ -234,14 +248,19 @@ def _render(
                 continue
             out["observed"][row] = image[i, : len(m)]
             out["total"][row] = image[i, : len(m)].sum(axis=0)
-            corner = np.array([data.blends["corner_y"][row], data.blends["corner_x"][row]])
+            corner = np.array(
+                [data.blends["corner_y"][row], data.blends["corner_x"][row]]
+            )
             for j, k in enumerate(m):
                 low = np.round(centers[i, j]).astype(int) - side // 2
                 std = deviation[i, j]
                 if sources["is_star"][k]:
                     error = sources["flux"][:, k].std(axis=0, ddof=1)[bands]
                     value = sources["mean"][k].sum((-2, -1))[bands]
-                    std = np.abs(image[i, j] * (error / np.where(value == 0, 1, value))[:, None, None])
+                    std = np.abs(
+                        image[i, j]
+                        * (error / np.where(value == 0, 1, value))[:, None, None]
+                    )
                 out["mean"][k], out["std"][k] = 0.0, 0.0
                 out["mean"][k][bands] = _window(image[i, j], low, side)
                 out["std"][k][bands] = _window(std, low, side)
@@ -269,13 +288,11 @@ def _finish_blends(data, sources, rendered, stats, post):
     for b in bands:
         columns[f"blendedness_{b}"] = np.full(n, np.nan)
     columns["chi2_blend"], columns["ndata_blend"] = np.full(n, np.nan), np.zeros(n, int)
-    blends = {
-        name: np.full(len(rendered["total"]), np.nan)
-        for name in ("chi2", "expected_chi2", "n_data", "log_evidence")
-        + tuple(f"chi2_{b}" for b in bands)
-        + tuple(f"ndata_{b}" for b in bands)
-        + tuple(f"autocorrelation_{b}" for b in bands)
-    }
+    names = ["chi2", "expected_chi2", "n_data", "log_evidence"]
+    names += [
+        f"{kind}_{b}" for kind in ("chi2", "ndata", "autocorrelation") for b in bands
+    ]
+    blends = {name: np.full(len(rendered["total"]), np.nan) for name in names}
     for row, observed in enumerate(rendered["observed"]):
         if observed is None:
             continue
@@ -312,7 +329,9 @@ def _finish_blends(data, sources, rendered, stats, post):
         blends["chi2"][row] = summary["chi2"][row]
         # E[chi2 of the posterior mean] = N - tr(H C): what the fit absorbs.
         blends["n_data"][row] = summary["n_data"][row]
-        blends["expected_chi2"][row] = summary["n_data"][row] - summary["effective"][row]
+        blends["expected_chi2"][row] = (
+            summary["n_data"][row] - summary["effective"][row]
+        )
         blends["log_evidence"][row] = summary["log_evidence"][row]
         columns["chi2_blend"][m] = summary["chi2"][row]
         columns["ndata_blend"][m] = int(summary["n_data"][row])

@@ -40,8 +40,12 @@ def main(
         if not len(chosen):
             figure.text(0.5, 0.5, "no blend has a result", ha="center")
         rows = figure.subplots(max(len(chosen), 1), 5, squeeze=False)
-        for axes, (i, blend) in zip(rows, enumerate(chosen.to_dict("records")), strict=False):
-            draw(axes, fields[blend["field"]], blend, scale, band, config, titles=i == 0)
+        for axes, (i, blend) in zip(
+            rows, enumerate(chosen.to_dict("records")), strict=False
+        ):
+            draw(
+                axes, fields[blend["field"]], blend, scale, band, config, titles=i == 0
+            )
         for ax in rows.flat if not len(chosen) else ():
             ax.set_axis_off()
         save(figure, output, config.dpi)

@@ -56,7 +56,9 @@ def main(
         for ax, (title, levels) in zip(axes, groups, strict=False):
             for (label, values), hue in zip(levels.items(), plot.COLORS, strict=False):
                 inside = values[None] <= LEVELS[:, None]
-                plot.plot_coverage(ax, LEVELS, *coverage_fraction(inside), label=label, color=hue)
+                plot.plot_coverage(
+                    ax, LEVELS, *coverage_fraction(inside), label=label, color=hue
+                )
             ax.set_title(title, loc="left")
         ranks = measured[f"flux_rank_{band}"].to_numpy(int)
         if len(ranks):
@@ -67,7 +69,9 @@ def main(
         save(figure, output, config.dpi)
 
 
-def rank_level(ranks: Float[np.ndarray, " n"], n_samples: int) -> Float[np.ndarray, " n"]:
+def rank_level(
+    ranks: Float[np.ndarray, " n"], n_samples: int
+) -> Float[np.ndarray, " n"]:
     """Level of the smallest central interval that holds the truth, from its rank."""
     return np.abs(2 * (ranks + 0.5) / (n_samples + 1) - 1)
 

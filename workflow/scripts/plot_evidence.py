@@ -16,7 +16,9 @@ def main(laps: Path, output: Path, config: PlotConfig) -> None:
     """Read the evidence, draw its gain over the first prior, write the figure."""
     table = pd.read_csv(laps).sort_values("lap", kind="stable")
     first = table.iloc[0]
-    gain = ((table["log_evidence"] - first["log_evidence"]) / first["n_blends"]).to_numpy(float)
+    gain = (
+        (table["log_evidence"] - first["log_evidence"]) / first["n_blends"]
+    ).to_numpy(float)
     same = (table[["n_data", "n_blends"]] == first[["n_data", "n_blends"]]).all(axis=1)
     if not same.all():
         raise ValueError(

@@ -11,7 +11,9 @@ from blendem.logs import configure_logging
 from blendem.plot.inputs import display_bands, read_field, save
 
 
-def main(catalog: Path, models: Path, output: Path, band: str, config: PlotConfig) -> None:
+def main(
+    catalog: Path, models: Path, output: Path, band: str, config: PlotConfig
+) -> None:
     """Read the field, draw four panels, write the figure."""
     field = read_field(catalog, models)
     rgb = display_bands(field.bands, config.rgb)
@@ -37,7 +39,9 @@ def main(catalog: Path, models: Path, output: Path, band: str, config: PlotConfi
         axes[3].set_title(f"pull, band {band}")
         for ax in axes:
             ax.label_outer()
-        figure.suptitle(f"{field.name}   (red, green, blue: {', '.join(rgb)})", fontsize=8)
+        figure.suptitle(
+            f"{field.name}   (red, green, blue: {', '.join(rgb)})", fontsize=8
+        )
         save(figure, output, config.dpi)
 
 

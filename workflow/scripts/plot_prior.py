@@ -20,7 +20,13 @@ COLUMNS = 7
 
 
 def main(
-    first: Path, last: Path, output: Path, band: str, config: PlotConfig, *, key: PRNGKeyArray
+    first: Path,
+    last: Path,
+    output: Path,
+    band: str,
+    config: PlotConfig,
+    *,
+    key: PRNGKeyArray,
 ) -> None:
     """Read the priors, draw three rows, write the figure."""
     priors = {"first prior": read_prior(first)[0], "last prior": read_prior(last)[0]}

@@ -27,7 +27,8 @@ def main(
     """Choose sources, draw a row for each, write the figure."""
     basis = read_prior(prior)[0].basis
     tables = [
-        read_table(path)[0].to_pandas().assign(path=i) for i, path in enumerate(catalogs)
+        read_table(path)[0].to_pandas().assign(path=i)
+        for i, path in enumerate(catalogs)
     ]
     chosen = choose(pd.concat(tables), band, config.max_sources)
     index = basis.bands.index(band)
@@ -39,7 +40,9 @@ def main(
             figure.text(0.5, 0.5, "no source has a result", ha="center")
             for ax in rows.flat:
                 ax.set_axis_off()
-        for axes, (i, source) in zip(rows, enumerate(chosen.to_dict("records")), strict=False):
+        for axes, (i, source) in zip(
+            rows, enumerate(chosen.to_dict("records")), strict=False
+        ):
             path = source["path"]
             field = read_field(catalogs[path], models[path])
             draws = read_samples(samples[path])
@@ -65,7 +68,11 @@ def main(
 
 def choose(catalog: pd.DataFrame, band: str, n: int) -> pd.DataFrame:
     """Galaxies with a result, bright to faint at equal steps of rank; blended ones first."""
-    good = catalog["flags"].eq(0) & catalog["type"].eq("galaxy") & catalog["n_samples"].gt(0)
+    good = (
+        catalog["flags"].eq(0)
+        & catalog["type"].eq("galaxy")
+        & catalog["n_samples"].gt(0)
+    )
     good &= catalog[f"snr_{band}"] > 0
     blended = good & (catalog[f"blendedness_{band}"] > 0.02)
     pool = catalog[blended if blended.sum() >= n else good]

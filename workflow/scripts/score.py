@@ -7,8 +7,8 @@ import pandas as pd
 from astropy.table import Table
 
 from blendem.io.atomic import atomic_path
-from blendem.io.products import read_h5, read_models, read_samples, read_table
 from blendem.io.priors import read_prior
+from blendem.io.products import read_h5, read_models, read_samples, read_table
 from blendem.logs import configure_logging
 from blendem.measure.scores import score_sources
 from blendem.measure.shapes import measure_shapes
@@ -51,7 +51,9 @@ def main(
         _score(*paths, basis, reference_band)
         for paths in zip(catalogs, models, samples, truths, strict=False)
     ]
-    _write(sources, pd.concat(scores) if scores else pd.DataFrame({"field": [], "id": []}))
+    _write(
+        sources, pd.concat(scores) if scores else pd.DataFrame({"field": [], "id": []})
+    )
 
 
 def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFrame:

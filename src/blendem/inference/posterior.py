@@ -139,7 +139,9 @@ def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
     r2 = statistics.r2 - 2 * m @ b + m @ Hm
     b_e = _apply_prior((b - Hm)[:, None], statistics, factor.T)[:, 0]
     # C^T H C, with C applied to one side at a time; H is symmetric.
-    precision = _apply_prior(_apply_prior(H, statistics, factor.T).T, statistics, factor.T)
+    precision = _apply_prior(
+        _apply_prior(H, statistics, factor.T).T, statistics, factor.T
+    )
     precision[np.diag_indices_from(precision)] += 1.0
     lower = scipy.linalg.cholesky(precision, lower=True, check_finite=False)
     half = scipy.linalg.solve_triangular(lower, b_e, lower=True, check_finite=False)

@@ -265,7 +265,9 @@ def _accumulate(
             columns(centers[k], scale[k], blend.is_star[k], amplitudes.flux[k])
             for k in range(len(centers))
         ]
-        cols, prior_mean, slopes = (jnp.stack(t, axis=1) for t in zip(*terms, strict=True))
+        cols, prior_mean, slopes = (
+            jnp.stack(t, axis=1) for t in zip(*terms, strict=True)
+        )
         blocks = [cols.reshape(len(pixels), -1)]
         if settings.centroid_sigma > 0:
             slopes = slopes * (settings.centroid_sigma * blend.present)[None, :, None]

@@ -242,4 +242,6 @@ def _add_cards(header: fits.Header, meta: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"`meta` key {key!r} is no FITS keyword; use at most 8 letters and digits."
             )
-        header[key.upper()] = (value, PROVENANCE.get(key, ""))
+        # A long value leaves no room for a comment on its card.
+        comment = PROVENANCE.get(key, "") if len(str(value)) < 20 else ""
+        header[key.upper()] = (value, comment)

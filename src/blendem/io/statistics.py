@@ -24,7 +24,9 @@ def read_statistics(path: str | Path, blends: BlendSet) -> list[BlendStatistics 
 def unstack(arrays: dict[str, Any], blends: BlendSet) -> list[BlendStatistics | None]:
     """As `read_statistics`, from arrays that have been read."""
     result = []
-    for stack, index in zip(blends.blends["stack"], blends.blends["index"], strict=True):
+    for stack, index in zip(
+        blends.blends["stack"], blends.blends["index"], strict=True
+    ):
         if stack < 0:
             result.append(None)
             continue

@@ -14,7 +14,9 @@ Levels = Sequence[float] | Float[np.ndarray, " level"]
 
 
 def pulls(
-    truth: Float[np.ndarray, "*n"], mean: Float[np.ndarray, "*n"], std: Float[np.ndarray, "*n"]
+    truth: Float[np.ndarray, "*n"],
+    mean: Float[np.ndarray, "*n"],
+    std: Float[np.ndarray, "*n"],
 ) -> Float[np.ndarray, "*n"]:
     """(mean - truth) / std, N(0, 1) if calibrated and Gaussian; NaN where std is not positive.
 
@@ -87,7 +89,11 @@ def rank_statistic(
 
 
 def rank_histogram(
-    ranks: Int[np.ndarray, " n"], n_samples: int, bins: int = 16, *, rng: np.random.Generator
+    ranks: Int[np.ndarray, " n"],
+    n_samples: int,
+    bins: int = 16,
+    *,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray | float]:
     """Histogram of ranks and two tests of uniformity.
 
@@ -107,7 +113,9 @@ def rank_histogram(
     """
     ranks = np.asarray(ranks)
     if not 2 <= bins <= n_samples + 1:
-        raise ValueError(f"`bins` must be 2 to n_samples + 1 = {n_samples + 1}, got {bins}.")
+        raise ValueError(
+            f"`bins` must be 2 to n_samples + 1 = {n_samples + 1}, got {bins}."
+        )
     if not ranks.size or ranks.min() < 0 or ranks.max() > n_samples:
         raise ValueError(
             f"`ranks` must be one or more integers from 0 to {n_samples}; "

@@ -41,7 +41,8 @@ def flux_residual(
 
 
 def cosine_similarity(
-    model: Float[np.ndarray, "*n height width"], truth: Float[np.ndarray, "*n height width"]
+    model: Float[np.ndarray, "*n height width"],
+    truth: Float[np.ndarray, "*n height width"],
 ) -> Float[np.ndarray, "*n"]:
     """<m, t> / (|m| |t|) over pixels; 0 where one of the images is zero. Blind to flux errors."""
     model, truth = np.asarray(model, dtype=float), np.asarray(truth, dtype=float)
@@ -127,7 +128,9 @@ def residual_autocorrelation(
 
 def _overlap(lag: tuple[int, int], shape: tuple[int, int]) -> tuple[slice, slice]:
     """The part of an image that still lies on it after a move by -`lag`."""
-    return tuple(slice(max(0, d), n + min(0, d)) for d, n in zip(lag, shape, strict=True))
+    return tuple(
+        slice(max(0, d), n + min(0, d)) for d, n in zip(lag, shape, strict=True)
+    )
 
 
 def binned_statistics(
@@ -160,7 +163,9 @@ def binned_statistics(
     """
     x, values, edges = (np.asarray(a, dtype=float) for a in (x, values, edges))
     if len(edges) < 2 or (np.diff(edges) <= 0).any():
-        raise ValueError(f"`edges` must be at least two increasing numbers, got {edges}.")
+        raise ValueError(
+            f"`edges` must be at least two increasing numbers, got {edges}."
+        )
     index = np.searchsorted(edges, x, side="right") - 1
     index[x == edges[-1]] = len(edges) - 2
     good = ~(np.isnan(x) | np.isnan(values))
@@ -169,7 +174,11 @@ def binned_statistics(
         chosen = good & (index == i)
         v = values[chosen]
         row = {"low": low, "high": high, "x": np.nan, "n": len(v)}
-        row |= {k: np.nan for s in ("median", "mean_abs", "scatter") for k in (s, f"{s}_err")}
+        row |= {
+            k: np.nan
+            for s in ("median", "mean_abs", "scatter")
+            for k in (s, f"{s}_err")
+        }
         if len(v):
             row["x"] = np.median(x[chosen])
             row |= {name: float(stat) for name, stat in _statistics(v).items()}

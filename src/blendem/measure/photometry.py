@@ -93,7 +93,9 @@ def circle_overlap(
     The area of a circle in a rectangle with a corner at its centre has a closed form, odd in
     both sides; four of them, with signs, make a pixel.
     """
-    edges = [np.arange(side + 1) - 0.5 - c for side, c in zip(shape, center, strict=True)]
+    edges = [
+        np.arange(side + 1) - 0.5 - c for side, c in zip(shape, center, strict=True)
+    ]
     b, a = (np.minimum(np.abs(e), radius) for e in edges)
     a, b = a[None, :], b[:, None]
     inside = a**2 + b**2 <= radius**2
@@ -102,8 +104,12 @@ def circle_overlap(
         angle = np.arcsin(np.clip(x / radius, 0, 1))
         return (x * np.sqrt(np.maximum(radius**2 - x**2, 0)) + radius**2 * angle) / 2
 
-    corner = np.sqrt(np.maximum(radius**2 - b**2, 0))  # where the circle meets the top side
-    area = np.where(inside, a * b, b * corner + segment(a) - segment(np.minimum(corner, a)))
+    corner = np.sqrt(
+        np.maximum(radius**2 - b**2, 0)
+    )  # where the circle meets the top side
+    area = np.where(
+        inside, a * b, b * corner + segment(a) - segment(np.minimum(corner, a))
+    )
     area = area * np.sign(edges[0])[:, None] * np.sign(edges[1])[None, :]
     return area[1:, 1:] - area[:-1, 1:] - area[1:, :-1] + area[:-1, :-1]
 

@@ -32,7 +32,9 @@ def match(
     for name, table in (("catalog", catalog), ("truth", truth)):
         missing = [key for key in keys if key not in table]
         if missing:
-            raise ValueError(f"Column(s) {missing} missing in the {name}; has {list(table)}.")
+            raise ValueError(
+                f"Column(s) {missing} missing in the {name}; has {list(table)}."
+            )
         repeated = table[table.duplicated(keys)]
         if len(repeated):
             raise ValueError(
@@ -111,7 +113,9 @@ def score_sources(
         out[f"flux_pull_{b}"] = pull
         low, high = _column(c, f"flux_q16_{b}"), _column(c, f"flux_q84_{b}")
         known = ~(np.isnan(low) | np.isnan(high))
-        out[f"flux_within68_{b}"] = np.where(known, (low <= true) & (true <= high), np.nan)
+        out[f"flux_within68_{b}"] = np.where(
+            known, (low <= true) & (true <= high), np.nan
+        )
         out[f"flux_within95_{b}"] = _within(pull, Z_95)
         if samples is not None:
             draws = np.asarray(samples)[:, in_catalog, i]
@@ -121,13 +125,20 @@ def score_sources(
             pair = model_images[in_catalog, i], true_images[in_truth, i]
             out[f"cosine_{b}"] = cosine_similarity(*pair)
     for b, b_next in zip(bands[:-1], bands[1:], strict=True):
-        out[f"color_residual_{b}_{b_next}"] = _color(c, b, b_next) - _color(t, b, b_next)
-    vectors = [np.stack([_column(table, f"flux_{b}") for b in bands], axis=1) for table in (c, t)]
+        out[f"color_residual_{b}_{b_next}"] = _color(c, b, b_next) - _color(
+            t, b, b_next
+        )
+    vectors = [
+        np.stack([_column(table, f"flux_{b}") for b in bands], axis=1)
+        for table in (c, t)
+    ]
     out["sed_correlation"] = sed_correlation(*vectors)
     for name in SHAPES:
         value, true = _column(c, name), _column(t, name)
         pull = pulls(true, value, _column(c, f"{name}_err"))
-        out[f"{name}_residual"] = flux_residual(value, true) if name == "size" else value - true
+        out[f"{name}_residual"] = (
+            flux_residual(value, true) if name == "size" else value - true
+        )
         out[f"{name}_pull"] = pull
         out[f"{name}_within68"] = _within(pull, Z_68)
         out[f"{name}_within95"] = _within(pull, Z_95)
@@ -150,7 +161,9 @@ def summarise_scores(
         `by_magnitude`: rows of `low`, `high`, `n`, flux residual `median`, `mean_abs`, `scatter`
         with `_err`, `pull_mean`, `pull_std`, `within68`, `within95` with `_err`, `cosine` (mean).
     """
-    shapes = {name: _summary(scores, f"{name}_{{}}", None, None, rng)[0] for name in SHAPES}
+    shapes = {
+        name: _summary(scores, f"{name}_{{}}", None, None, rng)[0] for name in SHAPES
+    }
     per_band = {}
     for b in bands:
         name = f"flux_{{}}_{b}"
@@ -159,7 +172,10 @@ def summarise_scores(
             "by_blendedness": (f"blendedness_{b}", blendedness_edges),
             "by_magnitude": (f"mag_{b}", magnitude_edges),
         }
-        rows = {k: _summary(scores, name, by, edges, rng) for k, (by, edges) in binnings.items()}
+        rows = {
+            k: _summary(scores, name, by, edges, rng)
+            for k, (by, edges) in binnings.items()
+        }
         per_band[b] = rows | {"all": rows["all"][0]}
     return _plain(
         {
@@ -181,7 +197,10 @@ def _summary(scores, name, by, edges, rng) -> list[dict]:
         # Rounding makes isolated sources -1e-17; they belong into the first bin.
         scores = scores.assign(**{by: scores[by].clip(0, 1)})
     flags = [name.format(f"within{level}") for level in (68, 95)]
-    x, residual = scores[by].to_numpy(float), scores[name.format("residual")].to_numpy(float)
+    x, residual = (
+        scores[by].to_numpy(float),
+        scores[name.format("residual")].to_numpy(float),
+    )
     rows = binned_statistics(x, residual, np.array(edges), rng=rng).drop(columns="x")
     covered = coverage_table(scores, by, edges, flags)
     for flag, level in zip(flags, ("within68", "within95"), strict=True):

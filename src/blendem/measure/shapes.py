@@ -35,7 +35,9 @@ class ShapeFlag(IntFlag):
     NOT_FINITE = 1  # the image holds NaN or infinite pixels
     NO_FLUX = 2  # the sum over the stamp is not positive
     NO_RADIUS = 4  # half of the flux is not reached inside the stamp
-    NO_MOMENTS = 8  # the fit collapsed, grew past the stamp, drifted away or did not converge
+    NO_MOMENTS = (
+        8  # the fit collapsed, grew past the stamp, drifted away or did not converge
+    )
 
 
 @lru_cache(maxsize=8)
@@ -71,7 +73,9 @@ def growth_weights(side: int) -> tuple[np.ndarray, np.ndarray]:
     # Even in k, so the cosine over half of the axis counts twice (d k = d node / 4).
     cosine = 2 * np.cos(2 * np.pi * offset[:, None] * k) * weights / 4
     radial = np.hypot(k[:, None], k)
-    discs = radii[:, None, None] * j1(2 * np.pi * radii[:, None, None] * radial) / radial
+    discs = (
+        radii[:, None, None] * j1(2 * np.pi * radii[:, None, None] * radial) / radial
+    )
     grown = np.einsum("ya,raz->ryz", cosine, discs, optimize=True)
     grown = np.einsum("rya,xa->ryx", grown, cosine, optimize=True)
     return radii, grown.reshape(len(radii), side * side)
@@ -111,7 +115,9 @@ def half_light_radius(
         image: Stamp with an odd side; the source centre is the central pixel.
         pixel_scale: Side of a pixel [arcsec].
     """
-    return float(measure_shapes(np.asarray(image)[None], pixel_scale, chunk=1)["size"][0])
+    return float(
+        measure_shapes(np.asarray(image)[None], pixel_scale, chunk=1)["size"][0]
+    )
 
 
 def adaptive_moments(
@@ -172,7 +178,9 @@ def adaptive_moments(
             y_0 + shift[0], x_0 + shift[1],
             m_yy + moment[0], m_xy + moment[1], m_xx + moment[2],
         )  # fmt: skip
-        failed |= lost | (minor(*new[2:]) < MIN_SIGMA**2) | (new[2] + new[4] > 2 * largest)
+        failed |= (
+            lost | (minor(*new[2:]) < MIN_SIGMA**2) | (new[2] + new[4] > 2 * largest)
+        )
         failed |= jnp.abs(new[0]) + jnp.abs(new[1]) > min(height, width) / 4
         # A failed fit stays where it was: all numbers remain finite.
         kept = [jnp.where(failed, o, n) for o, n in zip(state[:5], new, strict=True)]
@@ -209,7 +217,13 @@ def measure_chunk(
     guess = jnp.where(radius > 0, jnp.maximum(radius / 1.1774, 2 * MIN_SIGMA), 3.0)
     moments = jax.vmap(partial(adaptive_moments, iterations=iterations))
     e1, e2, sigma, moment_flags = moments(flat.reshape(images.shape), guess)
-    return {"size": radius, "e1": e1, "e2": e2, "sigma": sigma, "flags": flags + moment_flags}
+    return {
+        "size": radius,
+        "e1": e1,
+        "e2": e2,
+        "sigma": sigma,
+        "flags": flags + moment_flags,
+    }
 
 
 def measure_shapes(

@@ -105,7 +105,10 @@ def summarise_sources(
         for key in ("mean_abs", "within68", "cosine"):
             value = row.get(key)
             out[f"flux_{key}_{reference}_{name}"] = entry(
-                np.nan if value is None else value, "", row["n"], f"{key}, band {reference}"
+                np.nan if value is None else value,
+                "",
+                row["n"],
+                f"{key}, band {reference}",
             )
     for name, values in detail["shapes"].items():
         n = int(scores[f"{name}_residual"].notna().sum())

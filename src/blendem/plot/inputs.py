@@ -100,7 +100,9 @@ def display_bands(bands: Sequence[str], rgb: Sequence[str]) -> tuple[str, str, s
 
 
 def window_of(
-    positions: Float[np.ndarray, "source 2"], shape: tuple[int, int], margin: int = MARGIN
+    positions: Float[np.ndarray, "source 2"],
+    shape: tuple[int, int],
+    margin: int = MARGIN,
 ) -> tuple[slice, slice]:
     """Square window (y, x) around sources, moved into an image of `shape` and cut to it."""
     low, high = positions.min(axis=0) - margin, positions.max(axis=0) + margin

@@ -29,7 +29,9 @@ def latent_symmetries(
     """
     flat = modes.reshape(len(modes), -1).astype(np.float64)
     turned = (np.ascontiguousarray(t).reshape(flat.shape) for t in symmetries(modes))
-    return np.stack([(flat @ t.T.astype(np.float64)) / eigenvalues[:, None] for t in turned])
+    return np.stack(
+        [(flat @ t.T.astype(np.float64)) / eigenvalues[:, None] for t in turned]
+    )
 
 
 def symmetrise_moments(

@@ -135,7 +135,9 @@ def extract_blends(
             flags |= SourceFlag.CLIPPED
         if bucket is None:
             blends.append(
-                CutBlend(None, None, members, box[::2], shape, flags | SourceFlag.TOO_LARGE)
+                CutBlend(
+                    None, None, members, box[::2], shape, flags | SourceFlag.TOO_LARGE
+                )
             )
             continue
         shape = (box[1] - box[0], box[3] - box[2])
@@ -151,9 +153,7 @@ def _clip(box, positions, buckets):
     """Shrink a box to the largest bucket that holds the sources, around their middle."""
     extent = np.ptp(positions, axis=0)
     fits = [
-        b
-        for b in buckets
-        if b.sources >= len(positions) and b.size > extent.max() + 2
+        b for b in buckets if b.sources >= len(positions) and b.size > extent.max() + 2
     ]
     if not fits:
         return box, None
@@ -161,7 +161,9 @@ def _clip(box, positions, buckets):
     middle = 0.5 * (positions.min(axis=0) + positions.max(axis=0))
     sides = []
     for axis, (low, high) in enumerate((box[:2], box[2:])):
-        start = int(np.clip(middle[axis] - bucket.size // 2, low, max(low, high - bucket.size)))
+        start = int(
+            np.clip(middle[axis] - bucket.size // 2, low, max(low, high - bucket.size))
+        )
         sides += [start, min(high, start + bucket.size)]
     return tuple(sides), bucket
 
@@ -185,15 +187,15 @@ def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
                 sky = first.wcs.celestial.all_pix2world([middle[::-1]], 0)
                 center = plane.wcs.celestial.all_world2pix(sky, 0)[0][::-1]
             jacobian, offset = affine_between(plane.wcs, first.wcs, tuple(center))
-        same = plane is first or bool(
-            np.allclose(jacobian, np.eye(2), atol=1e-4)
-        )
+        same = plane is first or bool(np.allclose(jacobian, np.eye(2), atol=1e-4))
         if same and plane is not first:
             jacobian = np.eye(2)
         low, high = _box_in(plane, box, jacobian, offset)
         size = bucket.size
         if not same:
-            size = int(np.ceil(bucket.size / np.sqrt(abs(np.linalg.det(jacobian))) / 2) * 2)
+            size = int(
+                np.ceil(bucket.size / np.sqrt(abs(np.linalg.det(jacobian))) / 2) * 2
+            )
             high = np.minimum(high, low + size)
         image = plane.image[:, low[0] : high[0], low[1] : high[1]]
         variance = plane.variance[:, low[0] : high[0], low[1] : high[1]].copy()

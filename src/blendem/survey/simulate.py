@@ -169,9 +169,7 @@ def simulate_field(
         position, blend = blend_positions(n_blends, shape, place)
         share = stars_expected / (stars_expected + galaxies_expected)
         is_star = mix.random(len(position)) < share
-    sources = _sources(
-        is_star, galaxy, star, (mag_bright, mag_limit), population
-    )
+    sources = _sources(is_star, galaxy, star, (mag_bright, mag_limit), population)
 
     model = draw_stamps(sources, instrument, stamp=stamp, psf_sigma=psf_sigma)
     observed, corner = draw_observed(sources, instrument, position, size=observed_size)
@@ -225,9 +223,7 @@ def _sources(
         mag_bright=mag_range[0],
         population=population,
     )
-    stars = draw_stars(
-        n_stars, star_rng, mag_limit=STAR_LIMIT, mag_bright=mag_range[0]
-    )
+    stars = draw_stars(n_stars, star_rng, mag_limit=STAR_LIMIT, mag_bright=mag_range[0])
     galaxies.index, stars.index = np.flatnonzero(~is_star), np.flatnonzero(is_star)
     return pd.concat([galaxies, stars]).sort_index()
 
