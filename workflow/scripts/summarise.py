@@ -30,6 +30,7 @@ def main(
     command: str,
     summary: Path,
     provenance: Path,
+    root: Path,
     rng: np.random.Generator,
 ) -> None:
     """Everything is computed from the products of this run."""
@@ -55,7 +56,7 @@ def main(
     _write(summary, {"run": run.run, "command": command, "numbers": numbers})
     _write(
         provenance,
-        collect_provenance(run, root=Path.cwd(), time=datetime.now(UTC))
+        collect_provenance(run, root=root, time=datetime.now(UTC))
         | {"config": run.model_dump(mode="json")},
     )
 
@@ -80,5 +81,6 @@ if "snakemake" in globals():
         params.command,
         Path(snakemake.output.summary),
         Path(snakemake.output.provenance),
+        Path(snakemake.scriptdir).resolve().parents[1],
         stage_rng(params.seed, "summarise"),
     )
