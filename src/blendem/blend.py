@@ -61,7 +61,7 @@ def bounding_box(
     x0 = min(xs.min(initial=low[1]), low[1]) - margin
     x1 = max(xs.max(initial=high[1]), high[1]) + margin + 1
     height, width = region.shape
-    return max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
+    return max(int(y0), 0), min(int(y1), height), max(int(x0), 0), min(int(x1), width)
 
 
 def pad_observation(
