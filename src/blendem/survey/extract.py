@@ -43,9 +43,10 @@ class Plane(NamedTuple):
         pixel_scale: Side of a pixel [arcsec], used where there is no WCS.
     """
 
-    image: Float[np.ndarray, "band height width"]
-    variance: Float[np.ndarray, "band height width"]
-    psf: Float[np.ndarray, "band size size"]
+    # Observations differ in bands and size: no name of an axis binds two of them.
+    image: Float[np.ndarray, "_ _ _"]
+    variance: Float[np.ndarray, "_ _ _"]
+    psf: Float[np.ndarray, "_ _ _"]
     wcs: WCS | None
     band_index: tuple[int, ...]
     pixel_scale: float
@@ -65,7 +66,7 @@ class CutBlend(NamedTuple):
 
     blend: Blend | None
     bucket: Bucket | None
-    members: Int[np.ndarray, " source"]
+    members: Int[np.ndarray, " _"]  # a list holds blends of any size
     corner: tuple[int, int]
     shape: tuple[int, int]
     flags: int
