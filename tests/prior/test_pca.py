@@ -1,0 +1,97 @@
+"""Principal components against dense eigenvalues of all symmetric copies."""
+
+import numpy as np
+import pytest
+
+from blendem.prior.pca import fit_basis, fit_moments, normalise_stamps
+from blendem.prior.symmetry import latent_symmetries, symmetries
+
+RANK, BANDS, SIDE, N = 3, 2, 9, 60
+
+
+@pytest.fixture
+def stamps(rng):
+    """A few smooth directions of falling variance, and faint noise."""
+    y, x = np.mgrid[-4:5, -4:5] / 2.0
+    light = np.exp(-(x**2 + y**2) / 2)
+    shapes = np.stack([light * f for f in (1 + 0 * x, x, y, x * x - y * y)])
+    colour = np.array([[1.0, 0.8], [0.5, 0.6], [0.5, 0.6], [0.3, -0.2]])
+    modes = shapes[:, None] * colour[:, :, None, None]
+    z = rng.normal(size=(N, 4)) * [3.0, 2.0, 2.0, 1.0]
+    noise = 1e-3 * rng.normal(size=(N, BANDS, SIDE, SIDE))
+    return np.einsum("ni,ibyx->nbyx", z, modes) + light + noise
+
+
+def fit(stamps, modes, rng):
+    return fit_basis(
+        stamps, modes, bands=("g", "r"), psf_sigma=0.7, pixel_scale=0.2, rng=rng
+    )
+
+
+def dense(stamps):
+    copies = np.concatenate([np.reshape(t, (N, -1)) for t in symmetries(stamps)])
+    mean = copies.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(copies.T, bias=True))
+    return mean, values[::-1], vectors[:, ::-1]
+
+
+def test_low_rank_gaussian_is_recovered(stamps, rng):
+    basis = fit(stamps, 4, rng)
+    mean, values, vectors = dense(stamps)
+    assert len(basis.modes) == 4
+    # float32 results of float64 arithmetic
+    np.testing.assert_allclose(basis.mean.ravel(), mean, atol=1e-6)
+    np.testing.assert_allclose(basis.eigenvalues, values[:4], rtol=1e-5)
+    flat = basis.modes.reshape(4, -1)
+    np.testing.assert_allclose(flat @ flat.T, np.diag(values[:4]), atol=1e-4)
+    span = flat.T / np.sqrt(basis.eigenvalues)
+    np.testing.assert_allclose(
+        span @ span.T, vectors[:, :4] @ vectors[:, :4].T, atol=1e-5
+    )
+    # Noise of 1e-3 in 162 pixels, less what the modes hold of it.
+    assert values[4:].sum() == pytest.approx(1.6e-4, rel=0.1)
+
+
+def test_span_is_invariant_and_a_degenerate_pair_is_not_cut(stamps, rng):
+    values = dense(stamps)[1]
+    pair = int(np.argmin(np.diff(-values[:4]) / values[:3]))  # of equal eigenvalues
+    basis = fit(stamps, pair + 1, rng)  # the cut is in the middle of the pair
+    assert len(basis.modes) == max(pair, 1)
+    basis = fit(stamps, 4, rng)
+    for r in latent_symmetries(basis.modes, basis.eigenvalues):
+        np.testing.assert_allclose(r @ r.T, np.eye(4), atol=1e-4)
+
+
+def test_variance_outside_of_the_modes_is_kept_on_record(stamps, rng):
+    basis = fit(stamps, 4, rng)
+    copies = np.concatenate([np.asarray(t) for t in symmetries(stamps)])
+    rest = copies - basis.decode(basis.encode(copies))
+    outside = np.mean(np.sum(rest**2, axis=(1, 2, 3)))
+    # A difference of float64 sums: rounding of the float32 modes is 1e-7 of the total.
+    assert float(basis.residual) == pytest.approx(outside, rel=0.02)
+
+
+def test_training_moments_are_standard(stamps, rng):
+    mean, covariance = fit_moments(fit(stamps, 4, rng), stamps)
+    np.testing.assert_allclose(mean, 0.0, atol=1e-5)
+    np.testing.assert_allclose(covariance, np.eye(4), atol=1e-4)
+
+
+def test_too_few_stamps_are_an_error(stamps, rng):
+    with pytest.raises(ValueError, match="2 training stamps"):
+        fit(stamps[:2], 4, rng)
+
+
+def test_stamps_are_normalised_in_the_reference_band_with_jitter(rng):
+    stamps = rng.uniform(0.5, 1.5, (4000, 2, 3, 3))
+    plain = normalise_stamps(stamps, 1, 0.0, rng)
+    np.testing.assert_allclose(plain[:, 1].sum((1, 2)), 1.0, rtol=1e-5)
+    ratio = stamps[:, 0].sum((1, 2)) / stamps[:, 1].sum((1, 2))
+    np.testing.assert_allclose(plain[:, 0].sum((1, 2)), ratio, rtol=1e-5)
+    log = np.log(normalise_stamps(stamps, 1, 0.3, rng)[:, 1].sum((1, 2)))
+    # Five standard errors.
+    assert abs(log.mean()) < 5 * 0.3 / np.sqrt(4000)
+    assert abs(log.std() - 0.3) < 5 * 0.3 / np.sqrt(8000)
+    stamps[3, 1] = -1.0
+    with pytest.raises(ValueError, match="1 of 4000"):
+        normalise_stamps(stamps, 1, 0.0, rng)
