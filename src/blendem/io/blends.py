@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
 from blendem.blend import Blend
 from blendem.io.h5 import read_h5, write_h5
 from blendem.observation import Observation
+
+LEAVES = ("image", "variance", "psf", "jacobian", "offset")  # of an observation
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,7 @@ def write_blends(path: str | Path, blends: BlendSet) -> None:
             "is_star": stack.is_star,
             "present": stack.present,
         } | {
-            f"observation_{i}": {
-                name: getattr(o, name)
-                for name in ("image", "variance", "psf", "jacobian", "offset")
-            }
+            f"observation_{i}": {name: getattr(o, name) for name in LEAVES}
             for i, o in enumerate(stack.observations)
         }
     attrs = {"static": static, "fields": blends.fields, "attrs": blends.attrs}
@@ -82,17 +82,28 @@ def read_blends(path: str | Path) -> BlendSet:
     stacks = []
     for number, static in enumerate(attrs["static"]):
         group = arrays[f"stack_{number}"]
-        observations = tuple(
-            Observation(
-                **group[f"observation_{i}"],
-                band_index=tuple(band_index),
-                same_grid=bool(same_grid),
-            )
-            for i, (band_index, same_grid) in enumerate(static)
+        one = Blend(
+            tuple(
+                Observation(
+                    **{name: group[f"observation_{i}"][name][0] for name in LEAVES},
+                    band_index=tuple(band_index),
+                    same_grid=bool(same_grid),
+                )
+                for i, (band_index, same_grid) in enumerate(static)
+            ),
+            *(group[name][0] for name in ("centers", "is_star", "present")),
         )
-        stacks.append(
-            Blend(observations, group["centers"], group["is_star"], group["present"])
-        )
+        # The annotations describe one blend; stacked leaves take its place, as in `stack`.
+        leaves = [
+            group[f"observation_{i}"][n] for i in range(len(static)) for n in LEAVES
+        ]
+        leaves += [group["centers"], group["is_star"], group["present"]]
+        stacks.append(eqx.tree_at(_leaves, one, leaves))
     return BlendSet(
         stacks, arrays["sources"], arrays["blends"], attrs["fields"], attrs["attrs"]
     )
+
+
+def _leaves(blend: Blend) -> list:
+    arrays = [getattr(o, name) for o in blend.observations for name in LEAVES]
+    return [*arrays, blend.centers, blend.is_star, blend.present]
