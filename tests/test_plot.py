@@ -60,7 +60,9 @@ def test_blend_row_has_its_pictures_in_order(rng):
     pictures = rng.integers(0, 255, size=(4, 10, 10, 3), dtype=np.uint8)
     pull = rng.normal(size=(10, 10))
     positions = np.array([[1.0, 7.0]])
-    artists = plot.plot_blend_row(row, *pictures, pull, positions=positions, pixel_scale=0.2)
+    artists = plot.plot_blend_row(
+        row, *pictures, pull, positions=positions, pixel_scale=0.2
+    )
     for artist, picture in zip(artists, [*pictures, pull], strict=True):
         np.testing.assert_array_equal(artist.get_array(), picture)
     assert [ax.get_title() for ax in row[1:3]] == ["rendered model", "observation"]
@@ -97,7 +99,9 @@ def test_flux_error_draws_the_binned_medians(rng):
     pair = axes(2)
     bars = plot.plot_flux_error(pair, scores, "r", rng=rng, label="mean", limit=0.5)
     # The bins 0.05-0.2 and 0.5-1 are empty and left out; rounding below 0 is not lost.
-    np.testing.assert_allclose(bars[0].lines[0].get_xydata(), [[0.01, 0.1], [0.3, -0.1]])
+    np.testing.assert_allclose(
+        bars[0].lines[0].get_xydata(), [[0.01, 0.1], [0.3, -0.1]]
+    )
     np.testing.assert_allclose(bars[1].lines[0].get_xydata(), [[19, 0.1], [24.5, -0.1]])
     points = pair[0].lines[1].get_ydata()
     assert points.max() == 0.5  # the outlier is seen at the edge
@@ -111,15 +115,19 @@ def test_coverage_curves_share_one_diagonal():
     (ax,) = axes(1)
     levels, errors = np.array([0.2, 0.5, 0.9]), np.full(3, 0.05)
     for color, shift in ((plot.BLUE, 0.0), (plot.ORANGE, -0.1)):
-        line = plot.plot_coverage(ax, levels, levels + shift, errors, label="flux", color=color)
+        line = plot.plot_coverage(
+            ax, levels, levels + shift, errors, label="flux", color=color
+        )
     assert len(ax.lines) == 3
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
     np.testing.assert_allclose(line.get_ydata(), levels - 0.1)
     vertices = ax.collections[1].get_paths()[0].vertices
-    assert vertices[:, 1].min() == pytest.approx(0.05) and vertices[:, 1].max() == pytest.approx(
-        0.85
+    assert vertices[:, 1].min() == pytest.approx(0.05) and vertices[
+        :, 1
+    ].max() == pytest.approx(0.85)
+    np.testing.assert_allclose(
+        ax.collections[1].get_facecolor()[0, :3], to_rgba(plot.ORANGE)[:3]
     )
-    np.testing.assert_allclose(ax.collections[1].get_facecolor()[0, :3], to_rgba(plot.ORANGE)[:3])
 
 
 def test_ranks_and_evidence():
@@ -136,7 +144,9 @@ def test_ranks_and_evidence():
     assert "0.21" in rank_ax.get_title()
 
     laps, evidence = np.arange(4.0), np.array([-9.0, -4.0, -2.0, -1.0])
-    bars = plot.plot_evidence(evidence_ax, laps, evidence, np.full(4, 0.5), reference=-0.5)
+    bars = plot.plot_evidence(
+        evidence_ax, laps, evidence, np.full(4, 0.5), reference=-0.5
+    )
     np.testing.assert_array_equal(bars.lines[0].get_ydata(), evidence)
     assert evidence_ax.lines[0].get_ydata()[0] == -0.5
     assert bars.has_yerr

@@ -47,7 +47,7 @@ def recipes() -> dict[str, str]:
     """Recipe of every target of the Makefile, by its name."""
     text = (ROOT / "Makefile").read_text()
     found = re.findall(
-        r"^([a-z][a-z-]*):(?!=)([^\n]*(?:\n\t[^\n]*)*)", text, flags=re.M
+        r"^([a-z][a-z0-9-]*):(?!=)([^\n]*(?:\n\t[^\n]*)*)", text, flags=re.M
     )
     return dict(found)
 

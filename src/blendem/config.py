@@ -224,13 +224,6 @@ class InferConfig(Section):
     centroid_sigma: NonNegativeFloat = Field(
         0.05, description="sd of a centre, marginalised [model pixel]; 0: off"
     )
-    model_error: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="relative error of the model per pixel, added to the noise: what the"
-        " modes and the PSF cannot represent",
-    )
     sky: Literal["none", "flat"] = Field(
         "none", description="unknown flat sky per observation and band, or none"
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blendem.io.table import InputError, read_fields_table
+from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
 
 SHIPPED = Path(__file__).parents[2] / "config" / "fields" / "hsc_cosmos.tsv"
 HEADER = "field\tinstrument\tpath\tcatalog\tsurvey\n"
@@ -97,3 +97,28 @@ def test_the_shipped_table_lists_83_fields():
     assert len(rows) == len({row.field for row in rows}) == 83
     assert rows[0].field == "hsc_cosmos_35"
     assert {row.instrument for row in rows} == {"hsc_deep"}
+
+
+def test_missing_files_are_all_named_with_their_fields(tmp_path):
+    there = tmp_path / "a.npz"
+    there.touch()
+    rows = [
+        FieldRow("a", "hsc_deep", there),
+        FieldRow("b", "hsc_deep", tmp_path / "b.fits"),
+        FieldRow("c", "hsc_deep", there, catalog=tmp_path / "c.csv"),
+    ]
+    check_files(rows[:1])
+    with pytest.raises(InputError) as error:
+        check_files(rows)
+    text = str(error.value)
+    assert "field b: file" in text and "b.fits" in text
+    assert "field c: catalog" in text and "field a" not in text
+
+
+def test_ids_of_stars_are_read_and_must_be_numbers(tmp_path):
+    table = tmp_path / "t.tsv"
+    table.write_text("field\tinstrument\tpath\tstars\na\thsc_deep\ta.npz\t0,3\n")
+    assert read_fields_table(table)[0].stars == (0, 3)
+    table.write_text("field\tinstrument\tpath\tstars\na\thsc_deep\ta.npz\tx\n")
+    with pytest.raises(InputError, match="stars 'x' are not ids"):
+        read_fields_table(table)

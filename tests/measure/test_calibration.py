@@ -125,11 +125,15 @@ def test_coverage_without_draws_is_false():
 
 
 def test_coverage_table_counts_by_bin():
-    scores = pd.DataFrame({"b": [0.0, 0.1, 0.5, 1.0, 2.0], "in": [1.0, 0.0, 1.0, np.nan, 0.0]})
+    scores = pd.DataFrame(
+        {"b": [0.0, 0.1, 0.5, 1.0, 2.0], "in": [1.0, 0.0, 1.0, np.nan, 0.0]}
+    )
     table = coverage_table(scores, "b", [0.0, 0.5, 1.0], ["in"])
     assert list(table["in"]) == [0.5, 1.0]
     assert list(table["in_n"]) == [2, 1]
-    np.testing.assert_allclose(table["in_err"], [stats.beta(2, 2).std(), stats.beta(2, 1).std()])
+    np.testing.assert_allclose(
+        table["in_err"], [stats.beta(2, 2).std(), stats.beta(2, 1).std()]
+    )
 
 
 def test_posterior_predictive_chi2_is_one_for_the_true_model(rng):

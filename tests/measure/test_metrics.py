@@ -66,9 +66,13 @@ def test_segmentation_iou_counts_pixels():
     model[0, 2:6, 2:6] = 2.0  # 16, of which 4 are shared
     model[1, 0, 0] = 0.5  # below the threshold
     truth[2, 0, :2] = 2.0
-    np.testing.assert_allclose(segmentation_iou(model, truth, 1.0), [4 / 28, np.nan, 0.0])
+    np.testing.assert_allclose(
+        segmentation_iou(model, truth, 1.0), [4 / 28, np.nan, 0.0]
+    )
     limits = np.array([1.0, 0.1, 3.0])
-    np.testing.assert_allclose(segmentation_iou(model, truth, limits), [4 / 28, 0.0, np.nan])
+    np.testing.assert_allclose(
+        segmentation_iou(model, truth, limits), [4 / 28, 0.0, np.nan]
+    )
 
 
 def test_autocorrelation_of_a_moving_average(rng):
@@ -98,7 +102,9 @@ def test_autocorrelation_matches_a_loop(rng):
             if not mask[n, y, x] and not mask[n, y + dy, x + dx]
         ]
         got, error = residual_autocorrelation(pull, mask, [(dy, dx)])
-        assert got[0] == pytest.approx(np.mean(products) / np.mean(pull[~mask] ** 2), rel=1e-12)
+        assert got[0] == pytest.approx(
+            np.mean(products) / np.mean(pull[~mask] ** 2), rel=1e-12
+        )
         assert error[0] == pytest.approx(len(products) ** -0.5)
     with pytest.raises(ValueError, match="shorter lags"):
         residual_autocorrelation(pull, mask, [(5, 0)])
@@ -107,7 +113,9 @@ def test_autocorrelation_matches_a_loop(rng):
 def test_binned_statistics_of_a_gaussian(rng):
     n, offset, sigma = 4000, 0.3, 2.0
     x = np.concatenate([rng.uniform(0, 1, n), rng.uniform(1, 2, n), [2.0, 5.0, 0.5]])
-    values = np.concatenate([np.zeros(n), offset + sigma * rng.normal(size=n), [0.0, 99, np.nan]])
+    values = np.concatenate(
+        [np.zeros(n), offset + sigma * rng.normal(size=n), [0.0, 99, np.nan]]
+    )
     table = binned_statistics(x, values, np.array([0.0, 1.0, 2.0]), rng=rng)
     # The last bin is closed (2.0 counts); 5.0 is outside, the NaN is left out.
     assert list(table["n"]) == [n, n + 1]
@@ -124,7 +132,9 @@ def test_binned_statistics_of_a_gaussian(rng):
 
 
 def test_empty_bins_are_nan_and_bad_edges_are_refused(rng):
-    table = binned_statistics(np.ones(1), np.ones(1), np.array([0.0, 0.5, 1.0]), rng=rng)
+    table = binned_statistics(
+        np.ones(1), np.ones(1), np.array([0.0, 0.5, 1.0]), rng=rng
+    )
     assert list(table["n"]) == [0, 1]
     assert np.isnan(table.loc[0, "median"]) and table.loc[1, "median"] == 1
     assert np.isnan(table.loc[1, "median_err"])  # one value has no spread

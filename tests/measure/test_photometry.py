@@ -31,7 +31,9 @@ def test_magnitudes_and_errors_invert_each_other():
     np.testing.assert_allclose(mag, [27.0, 22.0, np.nan, np.nan])
     # The derivative by finite differences; second order in 1e-5.
     err = magnitude_errors(flux[:2], 1e-5 * flux[:2])
-    np.testing.assert_allclose(err, mag[:2] - magnitudes(flux[:2] * (1 + 1e-5), 27.0), rtol=1e-4)
+    np.testing.assert_allclose(
+        err, mag[:2] - magnitudes(flux[:2] * (1 + 1e-5), 27.0), rtol=1e-4
+    )
     assert np.isnan(magnitude_errors(flux, np.ones(4))[2:]).all()
     np.testing.assert_allclose(
         signal_to_noise(flux, np.array([2.0, 4, 1, 0])), [0.5, 25, 0, np.nan]
@@ -70,17 +72,23 @@ def test_circle_overlap_matches_a_fine_grid(center, radius):
     inside = np.hypot(fine[:, None] - center[0], fine - center[1]) < radius
     expected = inside.reshape(9, n, 9, n).mean(axis=(1, 3))
     # Wrong cells lie along the edge of the circle: at most ~ 1/n of a pixel per crossing.
-    np.testing.assert_allclose(circle_overlap((9, 9), center, radius), expected, atol=1 / n)
+    np.testing.assert_allclose(
+        circle_overlap((9, 9), center, radius), expected, atol=1 / n
+    )
 
 
 def test_aperture_flux_of_a_constant_is_the_area():
     image = np.full((1, 21, 21), 2.0)
-    np.testing.assert_allclose(aperture_flux(image, 7.3), 2 * np.pi * 7.3**2, rtol=1e-12)
+    np.testing.assert_allclose(
+        aperture_flux(image, 7.3), 2 * np.pi * 7.3**2, rtol=1e-12
+    )
     mask = np.zeros((21, 21), bool)
     mask[:, :10] = True  # what is left of centre
     image[0, :, :10] = np.nan
     strip = 0.5 * np.sqrt(7.3**2 - 0.25) + 7.3**2 * np.arcsin(0.5 / 7.3)  # -0.5 < x < 0
     expected = 2 * (np.pi * 7.3**2 / 2 + strip)
-    np.testing.assert_allclose(aperture_flux(image, 7.3, mask=mask), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        aperture_flux(image, 7.3, mask=mask), expected, rtol=1e-12
+    )
     with pytest.raises(ValueError, match="radius"):
         aperture_flux(image, 0.0)

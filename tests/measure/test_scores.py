@@ -75,13 +75,22 @@ def test_samples_and_images_follow_the_rows_of_their_tables(rng):
     model_images = scale * true_images[catalog["id"].to_numpy()]
     model_images[:, 1, 0] = 0.0
     scores = score_sources(
-        catalog, truth, BANDS, samples=samples, model_images=model_images, true_images=true_images
+        catalog,
+        truth,
+        BANDS,
+        samples=samples,
+        model_images=model_images,
+        true_images=true_images,
     )
-    np.testing.assert_allclose(scores["cosine_g"], 1.0)  # only if both follow their own order
+    np.testing.assert_allclose(
+        scores["cosine_g"], 1.0
+    )  # only if both follow their own order
     row = true_images[scores["id"], 1].reshape(25, -1)
     kept = np.linalg.norm(row[:, 5:], axis=1) / np.linalg.norm(row, axis=1)
     np.testing.assert_allclose(scores["cosine_r"], kept)
-    np.testing.assert_array_equal(scores["flux_rank_g"], (samples[:, :, 0] < 50).sum(axis=0))
+    np.testing.assert_array_equal(
+        scores["flux_rank_g"], (samples[:, :, 0] < 50).sum(axis=0)
+    )
     with pytest.raises(ValueError, match="`samples` has 24"):
         score_sources(catalog, truth, BANDS, samples=samples[:, :24])
 
@@ -89,7 +98,9 @@ def test_samples_and_images_follow_the_rows_of_their_tables(rng):
 def test_summary_finds_the_bias_and_the_coverage(rng):
     catalog, truth = tables(rng)
     scores = score_sources(catalog, truth, BANDS)
-    summary = json.loads(json.dumps(summarise_scores(scores, BANDS, rng=rng), allow_nan=False))
+    summary = json.loads(
+        json.dumps(summarise_scores(scores, BANDS, rng=rng), allow_nan=False)
+    )
     everything = summary["bands"]["r"]["all"]
     assert summary["n_sources"] == everything["n"] == len(truth)
     # A bias of half a sigma, 2000 sources: error of the median 1.25 * 0.1/sqrt(2000) = 0.0028.
@@ -104,7 +115,9 @@ def test_summary_finds_the_bias_and_the_coverage(rng):
     assert [row["low"] for row in by_blendedness] == [0, 0.05, 0.2, 0.5]
     assert sum(row["n"] for row in by_blendedness) == len(truth)
     assert summary["bands"]["g"]["by_magnitude"][0]["n"] > 0
-    assert summary["bands"]["g"]["by_magnitude"][-1]["median"] is None  # nothing beyond 25
+    assert (
+        summary["bands"]["g"]["by_magnitude"][-1]["median"] is None
+    )  # nothing beyond 25
     assert summary["shapes"]["e1"]["scatter"] == pytest.approx(0.02, rel=0.15)
     assert summary["shapes"]["size"]["within68"] == pytest.approx(0.68, abs=5 * 0.0105)
 

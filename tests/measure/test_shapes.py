@@ -19,17 +19,25 @@ SCALE, SIDE, PSF_SIGMA = 0.168, 49, 0.7  # HSC pixel, and the model PSF [pixel]
 def draw(galaxy, side=SIDE, scale=SCALE):
     """A model image as the docs define it."""
     convolved = galsim.Convolve(galaxy, galsim.Gaussian(sigma=PSF_SIGMA * SCALE))
-    stamp = convolved.drawImage(nx=side, ny=side, scale=scale, method="no_pixel", dtype=float)
+    stamp = convolved.drawImage(
+        nx=side, ny=side, scale=scale, method="no_pixel", dtype=float
+    )
     return stamp.array
 
 
 GALAXIES = {
     "gaussian": galsim.Gaussian(sigma=0.2).shear(g1=0.2, g2=0.1),
     "round exponential": galsim.Exponential(half_light_radius=0.5),
-    "sheared exponential": galsim.Exponential(half_light_radius=0.5).shear(g1=0.3, g2=-0.2),
+    "sheared exponential": galsim.Exponential(half_light_radius=0.5).shear(
+        g1=0.3, g2=-0.2
+    ),
     "tall": galsim.Exponential(half_light_radius=0.4).shear(g1=-0.5, g2=0),
-    "de Vaucouleurs": galsim.DeVaucouleurs(half_light_radius=0.4).shear(g1=-0.1, g2=0.4),
-    "off center": galsim.Exponential(half_light_radius=0.4).shear(g1=0, g2=0.3).shift(0.1, -0.2),
+    "de Vaucouleurs": galsim.DeVaucouleurs(half_light_radius=0.4).shear(
+        g1=-0.1, g2=0.4
+    ),
+    "off center": galsim.Exponential(half_light_radius=0.4)
+    .shear(g1=0, g2=0.3)
+    .shift(0.1, -0.2),
 }
 
 
@@ -51,12 +59,16 @@ def test_moments_of_a_gaussian_have_the_stated_signs():
     images, expected = [], []
     for cov in ([[9.0, 0], [0, 4]], [[4, 0], [0, 9]], [[6, 2], [2, 6]]):  # of (x, y)
         p = np.linalg.inv(cov)
-        images.append(np.exp(-(p[0, 0] * x**2 + 2 * p[0, 1] * x * y + p[1, 1] * y**2) / 2))
+        images.append(
+            np.exp(-(p[0, 0] * x**2 + 2 * p[0, 1] * x * y + p[1, 1] * y**2) / 2)
+        )
         trace = np.trace(cov)
         expected.append([(cov[0][0] - cov[1][1]) / trace, 2 * cov[0][1] / trace])
     measured = measure_shapes(np.stack(images), 1.0, chunk=4)
     got = np.stack([measured["e1"], measured["e2"]], axis=1)
-    np.testing.assert_allclose(got, expected, atol=1e-6)  # sampling of sigma 2 pixel is exact
+    np.testing.assert_allclose(
+        got, expected, atol=1e-6
+    )  # sampling of sigma 2 pixel is exact
     sigma = [36**0.25, 36**0.25, 32**0.25]
     np.testing.assert_allclose(measured["sigma"], sigma, rtol=1e-6)
 
@@ -71,7 +83,9 @@ def test_half_light_radius_of_a_gaussian(sigma):
     assert half_light_radius(image, 0.2) == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["round exponential", "sheared exponential", "de Vaucouleurs"])
+@pytest.mark.parametrize(
+    "name", ["round exponential", "sheared exponential", "de Vaucouleurs"]
+)
 def test_half_light_radius_does_not_depend_on_the_pixel(name):
     """GalSim draws the same convolved galaxy four times finer, over the same field."""
     coarse = half_light_radius(draw(GALAXIES[name]), SCALE)
@@ -95,7 +109,9 @@ def test_growth_weights_sum_to_the_area():
     well_inside = radii < 15
     area = weights.sum(axis=1)[well_inside]
     # What a finite stamp cuts off a sinc aperture decays as a power of the margin.
-    np.testing.assert_allclose(area, np.pi * radii[well_inside] ** 2, rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(
+        area, np.pi * radii[well_inside] ** 2, rtol=2e-2, atol=2e-2
+    )
 
 
 def test_bad_stamps_are_flagged_and_not_raised(rng):
@@ -145,7 +161,9 @@ def test_batches_agree_with_single_stamps_and_compile_once():
 def test_single_precision_is_enough():
     images = np.stack([draw(g) for g in GALAXIES.values()])
     double = measure_shapes(images, SCALE, chunk=8)
-    single = measure_shapes(images.astype(np.float32) * np.float32(1e-12), SCALE, chunk=8)
+    single = measure_shapes(
+        images.astype(np.float32) * np.float32(1e-12), SCALE, chunk=8
+    )
     for name in ("size", "e1", "e2"):
         np.testing.assert_allclose(single[name], double[name], atol=1e-5)
     assert jax.dtypes.canonicalize_dtype(float) == np.float64  # so that the two differ

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 import blendem
 from blendem.config import ConfigError, config_hash, load_config
-from blendem.io.table import FieldRow, InputError, read_fields_table
+from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
 from blendem.survey.instruments import INSTRUMENTS
 
 # A default that the user's file does not mention must not leak in from the default file.
@@ -26,6 +26,8 @@ try:
         ]
     else:
         ROWS = read_fields_table(CONFIG.fields)
+        # Snakemake would name a missing file, but neither its field nor a remedy.
+        check_files(ROWS)
 except (ConfigError, InputError) as error:
     raise WorkflowError(str(error)) from None
 

@@ -47,7 +47,6 @@ def main(
         iterations=infer.recentre_iterations if infer.recentre else 0,
         centroid_prior=infer.centroid_prior,
         centroid_sigma=infer.centroid_sigma,
-        model_error=infer.model_error,
         sky_sigma=infer.sky_sigma if infer.sky == "flat" else 0.0,
     )
     arrays, start = {}, time.perf_counter()

@@ -16,7 +16,7 @@ import scipy.fft
 from jaxtyping import Array, Complex, Float
 
 from blendem.blend import Blend
-from blendem.inference.amplitude import fit_amplitudes, template_images
+from blendem.inference.amplitude import fit_amplitudes
 from blendem.prior.gaussian import Basis
 from blendem.psf import frequencies, gaussian_transform
 from blendem.renderer import Renderer
@@ -38,9 +38,6 @@ class Settings(NamedTuple):
             is marginalised through two derivative modes per source; 0 turns them off.
         pixels: Most unmasked pixels of a blend in each observation: only they enter the
             sums. 0, or nothing for an observation: all pixels.
-        model_error: Relative error of the model per pixel: this times the template model
-            is added to the noise in quadrature. It stands for what the basis and the PSF
-            model cannot represent, which at high S/N exceeds the noise.
         sky_sigma: Prior standard deviation of an unknown flat sky per observation and band,
             in units of the pixel noise; 0 turns it off.
     """
@@ -52,7 +49,6 @@ class Settings(NamedTuple):
     centroid_sigma: float = 0.05
     sky_sigma: float = 0.0
     pixels: tuple[int, ...] = ()
-    model_error: float = 0.0
 
 
 class Statistics(NamedTuple):
@@ -191,20 +187,6 @@ def compute_statistics(
         flux_error=amplitudes.flux_error,
         sky_scale=jnp.concatenate(sky_scales)[:n_sky],
     )
-
-
-def _with_model_error(blend, renderers, transforms, amplitudes, fraction):
-    """The blend with the error of the model added to its variances."""
-    observations = []
-    for observation, renderer, transform in zip(
-        blend.observations, renderers, transforms, strict=True
-    ):
-        images = template_images(renderer, transform.templates, amplitudes.centers)
-        flux = amplitudes.flux[:, :, jnp.asarray(observation.band_index)]
-        model = jnp.einsum("stb,stbyx->byx", flux, images)
-        variance = observation.variance + (fraction * model) ** 2
-        observations.append(eqx.tree_at(lambda o: o.variance, observation, variance))
-    return eqx.tree_at(lambda b: b.observations, blend, tuple(observations))
 
 
 def _accumulate(

@@ -46,6 +46,7 @@ COLUMN_UNITS = {
     "dec": "deg",
     "mag": "mag",
     "mag_err": "mag",
+    "half_light_radius": "arcsec",
     "size": "arcsec",
     "size_err": "arcsec",
     "hlr": "arcsec",

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -146,6 +146,23 @@ def read_fields_table(path: str | Path) -> list[FieldRow]:
     if problems:
         raise input_error(str(path), problems)
     return rows
+
+
+def check_files(rows: Sequence[FieldRow]) -> None:
+    """Make sure that every file of the rows exists.
+
+    Raises:
+        InputError: It lists all files that are missing, with their fields.
+    """
+    problems = [
+        f"field {row.field}: {what} {path} does not exist; correct the table, or set"
+        f" {DATA_VARIABLE} if it names the folder"
+        for row in rows
+        for what, path in (("file", row.path), ("catalog", row.catalog))
+        if path is not None and not path.is_file()
+    ]
+    if problems:
+        raise input_error("table of fields", problems)
 
 
 def _check_header(path: Path, header: list[str]) -> None:
