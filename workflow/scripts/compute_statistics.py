@@ -53,7 +53,7 @@ def main(
     for number, stack in enumerate(data.stacks):
         begin = time.perf_counter()
         result = statistics_of(stack, basis, settings, config.batch)
-        arrays[f"stack_{number}"] = result._asdict() | {"n_modes": len(basis.modes)}
+        arrays[f"stack_{number}"] = result | {"n_modes": len(basis.modes)}
         LOG.info(
             "stack %d: %d blends of %d sources, %.1f s",
             number,

@@ -148,7 +148,12 @@ def _measure(
         group = stats[f"stack_{stack}"]
         scale[k] = group["scale"][index, slot]
         images = source_images(
-            basis, scale[k], is_star[k], post["mean"][k], post["z"][:, k], reference
+            basis,
+            float(scale[k]),
+            bool(is_star[k]),
+            post["mean"][k],
+            post["z"][:, k],
+            reference,
         )
         mean[k], std[k], flux[:, k] = images.mean, images.std, images.flux
         shape_draws[k] = images.reference

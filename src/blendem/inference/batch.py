@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,7 +13,6 @@ from blendem.blend import Blend
 from blendem.inference.statistics import (
     BasisTransforms,
     Settings,
-    Statistics,
     compute_statistics,
     render_sources,
     transform_basis,
@@ -21,45 +21,28 @@ from blendem.prior.gaussian import Basis
 from blendem.renderer import Renderer
 
 
-def batches(stack: Blend, batch: int) -> Iterator[tuple[int, Blend]]:
-    """Cut stacked blends into batches of one size.
+def batches(tree: Any, n: int, batch: int) -> Iterator[tuple[int, Any]]:
+    """Cut a pytree of arrays of leading axis `n` into batches of one size.
 
-    Yields the number of blends that count, and the batch; the last batch repeats its last
-    blend to fill up, so that it needs no program of its own.
+    Yields the number of rows that count, and the batch; the last batch repeats its last row
+    to fill up, so that it needs no program of its own.
     """
-    n = len(stack.centers)
     for start in range(0, n, batch):
         index = np.minimum(np.arange(start, start + batch), n - 1)
-        yield (
-            min(batch, n - start),
-            jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], stack),
-        )
+        rows = jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], tree)
+        yield min(batch, n - start), rows
 
 
-def run_batches(program: Callable, stack: Blend, batch: int, *others):
+def run_batches(program: Callable, stack: Blend, batch: int, *others: Any) -> Any:
     """Apply a batched `program(blends, *others)` and join its results in NumPy.
 
     `others` are pytrees of arrays with the same leading axis as the stack.
     """
     parts = []
-    for count, (blends, *rest) in _together(stack, batch, others):
-        result = program(blends, *rest)
+    for count, rows in batches((stack, *others), len(stack.centers), batch):
+        result = program(*rows)
         parts.append(jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], result))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _together(stack, batch, others):
-    for count, pair in batches(_Bundle(stack, others), batch):
-        yield count, (pair.stack, *pair.others)
-
-
-class _Bundle(eqx.Module):
-    stack: Blend
-    others: tuple
-
-    @property
-    def centers(self):
-        return self.stack.centers
 
 
 def first_of(stack: Blend) -> Blend:
@@ -73,7 +56,7 @@ def transforms_of(stack: Blend, basis: Basis) -> tuple[BasisTransforms, ...]:
     result = []
     for observation in first_of(stack).observations:
         shape = jax.eval_shape(
-            partial(Renderer.of, stamp=stamp, psf_sigma=0.7), observation
+            partial(Renderer.of, stamp=stamp, psf_sigma=jnp.float32(0.7)), observation
         )
         transform = transform_basis(basis, shape.n_stamp, observation.band_index)
         result.append(jax.tree.map(jnp.asarray, transform))
@@ -101,17 +84,20 @@ def _most_pixels(variance: np.ndarray) -> int:
 
 def statistics_of(
     stack: Blend, basis: Basis, settings: Settings, batch: int
-) -> Statistics:
-    """`compute_statistics` of stacked blends: one compilation, flat memory."""
+) -> dict[str, np.ndarray]:
+    """`compute_statistics` of stacked blends: one compilation, flat memory.
+
+    Returns the fields of `Statistics`, each with the stack's leading axis.
+    """
     transforms = transforms_of(stack, basis)
     pixels = tuple(_most_pixels(np.asarray(o.variance)) for o in stack.observations)
     settings = settings._replace(pixels=pixels)
-    psf_sigma = np.float32(basis.psf_sigma)
+    psf_sigma = jnp.float32(basis.psf_sigma)
 
     def program(blends):
         return _statistics(blends, transforms, psf_sigma, len(basis.bands), settings)
 
-    return run_batches(program, stack, batch)
+    return run_batches(program, stack, batch)._asdict()
 
 
 @eqx.filter_jit
@@ -132,7 +118,7 @@ def render_of(
         psf_sigma: Sigma of the model PSF [model pixel].
         batch: Blends at once.
     """
-    sigma = np.float32(psf_sigma)
+    sigma = jnp.float32(psf_sigma)
 
     def program(blends, i, c):
         return _render(blends, i, c, sigma)

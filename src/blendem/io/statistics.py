@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from blendem.inference.posterior import BlendStatistics, unpad
+from blendem.inference.posterior import unpad
 from blendem.io.blends import BlendSet
 from blendem.io.h5 import read_h5
 
 
-def read_statistics(path: str | Path, blends: BlendSet) -> list[BlendStatistics | None]:
-    """Statistics of every row of `blends.blends`, without padding; None where there are none.
+def read_statistics(path: str | Path, blends: BlendSet) -> list:
+    """`BlendStatistics` or None of every row of `blends.blends`, without padding.
 
     Blends whose statistics are not finite have none.
 
@@ -21,7 +21,7 @@ def read_statistics(path: str | Path, blends: BlendSet) -> list[BlendStatistics 
     return unstack(read_h5(path)[0], blends)
 
 
-def unstack(arrays: dict[str, Any], blends: BlendSet) -> list[BlendStatistics | None]:
+def unstack(arrays: dict[str, Any], blends: BlendSet) -> list:
     """As `read_statistics`, from arrays that have been read."""
     result = []
     for stack, index in zip(
@@ -37,7 +37,8 @@ def unstack(arrays: dict[str, Any], blends: BlendSet) -> list[BlendStatistics | 
             continue
         result.append(
             unpad(
-                *values,
+                *values[:2],
+                *map(float, values[2:]),
                 present=np.asarray(stacked.present[index]),
                 is_star=np.asarray(stacked.is_star[index]),
                 n_modes=int(group["n_modes"]),

@@ -1,0 +1,123 @@
+"""One blend that cannot be computed is flagged and does not stop the others."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blendem.config import (
+    BlendsConfig,
+    DetectConfig,
+    FrameConfig,
+    InferConfig,
+    PriorConfig,
+    SimulateConfig,
+    StampsConfig,
+)
+from blendem.io.blends import read_blends
+from blendem.io.products import read_h5, read_table, write_h5
+from blendem.io.table import FieldRow
+from blendem.survey.extract import SourceFlag
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / f"workflow/scripts/{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small field with two blends, through the scripts up to the statistics."""
+
+    folder = tmp_path_factory.mktemp("run")
+    frame = FrameConfig(stamp=25)
+    buckets = ({"sources": 8, "size": 64},)
+    blends = BlendsConfig(buckets=buckets, batch=1)
+    infer = InferConfig(samples=4, recentre_iterations=1)
+    script("simulate_field").main(
+        folder / "a.fits",
+        folder / "truth.h5",
+        SimulateConfig(shape=(96, 96), mode="blends", n_blends=2, mag_limit=23.0),
+        frame,
+        np.random.default_rng(3),
+    )
+    script("simulate_stamps").main(
+        folder / "0.npy",
+        0,
+        "hsc_deep",
+        StampsConfig(n=30, chunks=1, mag_limit=23.0),
+        frame,
+        np.random.default_rng(4),
+    )
+    script("fit_prior").main(
+        [folder / "0.npy"],
+        folder / "00.eqx",
+        PriorConfig(modes=8),
+        frame,
+        "hsc_deep",
+        "i",
+        np.random.default_rng(5),
+    )
+    rows = [FieldRow("a", "hsc_deep", folder / "a.fits")]
+
+    script("extract_blends").main(
+        rows, folder / "00.eqx", folder / "blends.h5", blends, DetectConfig(), frame
+    )
+    script("compute_statistics").main(
+        folder / "blends.h5",
+        folder / "00.eqx",
+        folder / "statistics.h5",
+        infer,
+        blends,
+        1e9,
+    )
+    return folder, rows, infer, blends
+
+
+@pytest.mark.slow
+def test_a_bad_blend_is_flagged_and_the_others_are_measured(run):
+    folder, rows, infer, blends = run
+    data = read_blends(folder / "blends.h5")
+    assert len(data.blends["field"]) >= 2
+    arrays, attrs = read_h5(folder / "statistics.h5")
+    stack, index = int(data.blends["stack"][0]), int(data.blends["index"][0])
+    arrays[f"stack_{stack}"]["H"][index] = np.nan
+    write_h5(folder / "bad.h5", arrays, attrs)
+    script("sample_posterior").main(
+        folder / "blends.h5",
+        folder / "bad.h5",
+        folder / "00.eqx",
+        folder / "posterior.h5",
+        4,
+        1,
+    )
+    script("measure").main(
+        rows,
+        folder / "blends.h5",
+        folder / "bad.h5",
+        folder / "posterior.h5",
+        folder / "00.eqx",
+        [folder / "catalog" / "a.fits"],
+        [folder / "models" / "a.fits"],
+        [folder / "samples" / "a.h5"],
+        folder / "measured.h5",
+        infer,
+        blends,
+        {"METHOD": "test", "CONFIG": "0", "VERSION": "0"},
+    )
+    table, _ = read_table(folder / "catalog" / "a.fits")
+    bad = data.sources["blend"] == 0
+    flags = np.asarray(table["flags"])
+    assert (flags[bad] & SourceFlag.FAILED > 0).all()
+    assert (flags[~bad] & SourceFlag.FAILED == 0).all()
+    flux = np.ma.filled(np.ma.asarray(table["flux_i"], float), np.nan)
+    assert np.isnan(flux[bad]).all()
+    assert np.isfinite(flux[~bad]).all()
+    assert (np.asarray(table["n_samples"])[bad] == 0).all()
