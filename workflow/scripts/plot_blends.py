@@ -36,7 +36,7 @@ def main(
     fields = {name: read_field(*paths[name]) for name in chosen["field"].unique()}
     scale = float(read_prior(prior)[0].basis.pixel_scale)
     with matplotlib.rc_context(plot.STYLE):
-        figure = Figure(figsize=(plot.TWO_COLUMNS, 1.45 * max(len(chosen), 1)))
+        figure = Figure(figsize=(plot.TWO_COLUMNS, 1.22 * max(len(chosen), 1) + 0.2))
         if not len(chosen):
             figure.text(0.5, 0.5, "no blend has a result", ha="center")
         rows = figure.subplots(max(len(chosen), 1), 5, squeeze=False)

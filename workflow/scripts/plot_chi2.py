@@ -20,7 +20,7 @@ def main(blends: Path, output: Path, bands: list[str], config: PlotConfig) -> No
         figure = Figure(figsize=(plot.TWO_COLUMNS, 2.6))
         left, right = figure.subplots(1, 2)
         if len(table):
-            columns = ("chi2", "expected_chi2", "n_data", "n_sources")
+            columns = ("chi2", "expected_chi2", "n_sources")
             dots = plot.plot_chi2(left, *(table[c].to_numpy(float) for c in columns))
             figure.colorbar(dots, ax=left, label="sources in the blend (8: or more)")
             per_band = {b: table[f"chi2_{b}"] / table[f"ndata_{b}"] for b in bands}

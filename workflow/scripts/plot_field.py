@@ -20,8 +20,8 @@ def main(
     look = {"rgb": rgb, "stretch": config.stretch * field.noise(rgb), "q": config.q}
     height, width = field.image.shape[1:]
     with matplotlib.rc_context(plot.STYLE):
-        side = plot.TWO_COLUMNS / 2
-        figure = Figure(figsize=(plot.TWO_COLUMNS, 2 * min(side * height / width, 4.2)))
+        side = min((plot.TWO_COLUMNS - 1.2) / 2 * height / width, 4.2)
+        figure = Figure(figsize=(plot.TWO_COLUMNS, 2 * side + 0.9))
         axes = figure.subplots(2, 2, sharex=True, sharey=True).flat
         panels = (
             ("observation", field.image),

@@ -6,6 +6,7 @@ import jax
 import matplotlib
 import numpy as np
 from jaxtyping import PRNGKeyArray
+from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
 from blendem import plot
@@ -67,7 +68,9 @@ def draw_modes(axes: plot.Panels, prior: GaussianPrior, band: str) -> None:
             continue
         mode = np.asarray(basis.modes[i, index])
         limit = np.abs(mode).max() or 1.0
-        ax.imshow(mode, cmap=plot.DIVERGING, vmin=-limit, vmax=limit)
+        # Linear only near zero: wings and core are both seen.
+        norm = AsinhNorm(linear_width=0.02 * limit, vmin=-limit, vmax=limit)
+        ax.imshow(mode, cmap=plot.DIVERGING, norm=norm)
         ax.set(xticks=[], yticks=[], title=f"{i + 1}: {values[i] / total:.1%}")
 
 

@@ -34,7 +34,7 @@ def main(
     index = basis.bands.index(band)
     n = max(len(chosen), 1)
     with matplotlib.rc_context(plot.STYLE):
-        figure = Figure(figsize=(plot.TWO_COLUMNS, 1.25 * n))
+        figure = Figure(figsize=(plot.TWO_COLUMNS, 1.06 * n + 0.15))
         rows = figure.subplots(n, 2 + config.n_samples, squeeze=False)
         if not len(chosen):
             figure.text(0.5, 0.5, "no source has a result", ha="center")

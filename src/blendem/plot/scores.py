@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from blendem.measure.metrics import binned_statistics
 from blendem.measure.scores import BLENDEDNESS_EDGES, MAGNITUDE_EDGES
-from blendem.plot.style import BLUE, GREY, Panels
+from blendem.plot.style import BLUE, GREY, SEQUENTIAL, Panels
 
 
 def plot_flux_error(
@@ -46,6 +46,7 @@ def plot_flux_error(
     """
     residual = scores[f"flux_residual_{band}"].to_numpy(float)
     artists = []
+    alpha = 0.25 if len(residual) > 2000 else 0.6
     for ax, column, edges, name in (
         (axes[0], f"blendedness_{band}", blendedness_edges, "blendedness"),
         (axes[1], f"mag_{band}", magnitude_edges, f"true {band} [mag]"),
@@ -102,7 +103,7 @@ def plot_coverage(
     ax.set(xlabel="credibility level", ylabel="part of sources inside")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     if label:
-        ax.legend(loc="center left", bbox_to_anchor=(0.0, 0.8))
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.08), labelspacing=0.2)
     return line
 
 
@@ -153,31 +154,32 @@ def plot_chi2(
     ax: Axes,
     chi2: Float[np.ndarray, " blend"],
     expected: Float[np.ndarray, " blend"],
-    n_data: Float[np.ndarray, " blend"],
     n_sources: Float[np.ndarray, " blend"],
     *,
     limit: float = 2.0,
 ) -> PathCollection:
-    """Draw chi2/N of every blend against its expected value, coloured by number of sources.
+    """Draw chi2 of every blend over its expected value, against that value, by sources.
 
-    The grey band holds +-2 sigma of white noise at the median number of pixels. Blends above
-    `limit` are triangles at the upper edge.
+    The grey band is +-2 sigma for white noise of the stated variance. Blends above `limit` are
+    triangles at the upper edge.
     """
-    x, y = expected / n_data, chi2 / n_data
-    low = min(0.9, np.nanmin(x) - 0.02) if np.isfinite(x).any() else 0.9
-    line = np.array([low, 1.01])
+    ratio = chi2 / expected
+    x = np.geomspace(0.8 * expected.min(), 1.25 * expected.max(), 100)
     # Var |y - A mu|^2 is at most 2 (N - trace), see `calibration.expected_chi2`.
-    error = 2 * np.sqrt(2 * line / np.nanmedian(n_data))
-    ax.fill_between(line, line - error, line + error, color="0.88", lw=0, zorder=0)
-    ax.plot(line, line, color="black", lw=0.6, ls="--", zorder=1)
-    top, colors = y > limit, np.minimum(n_sources, 8)
-    look = {"cmap": "viridis", "vmin": 1, "vmax": 8, "lw": 0, "alpha": 0.8}
+    error = 2 * np.sqrt(2 / x)
+    ax.fill_between(x, 1 - error, 1 + error, color="0.88", lw=0, zorder=0)
+    ax.axhline(1, color="black", lw=0.6, ls="--", zorder=1)
+    top, colors = ratio > limit, np.minimum(n_sources, 8)
+    look = {"cmap": SEQUENTIAL, "vmin": 1, "vmax": 8, "lw": 0, "alpha": 0.9}
     if top.any():
         edge = np.full(top.sum(), limit)
-        ax.scatter(x[top], edge, c=colors[top], marker="^", s=14, clip_on=False, **look)
-    dots = ax.scatter(x[~top], y[~top], c=colors[~top], s=9, **look)
-    ax.set(xlabel=r"expected $\chi^2/N$", ylabel=r"$\chi^2/N$ of the posterior mean")
-    ax.set(xlim=tuple(line), ylim=(min(0.8, np.nanmin(y)), limit))
+        ax.scatter(
+            expected[top], edge, c=colors[top], marker="^", s=18, clip_on=False, **look
+        )
+    dots = ax.scatter(expected[~top], ratio[~top], c=colors[~top], s=9, **look)
+    ax.set(xlabel=r"expected $\chi^2$", ylabel=r"$\chi^2$ / expected $\chi^2$")
+    low = min(0.8, 1 - error.max(), ratio.min() - 0.02)
+    ax.set(xscale="log", xlim=(x[0], x[-1]), ylim=(low, limit))
     return dots
 
 
