@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from blendem.measure.metrics import binned_statistics
 from blendem.measure.scores import BLENDEDNESS_EDGES, MAGNITUDE_EDGES
@@ -63,7 +63,7 @@ def plot_flux_error(
             ".",
             color=color,
             ms=2,
-            alpha=0.25,
+            alpha=alpha,
             mew=0,
             zorder=1,
             rasterized=True,
@@ -180,6 +180,10 @@ def plot_chi2(
     ax.set(xlabel=r"expected $\chi^2$", ylabel=r"$\chi^2$ / expected $\chi^2$")
     low = min(0.8, 1 - error.max(), ratio.min() - 0.02)
     ax.set(xscale="log", xlim=(x[0], x[-1]), ylim=(low, limit))
+    # Less than a decade is common: ticks at powers of ten alone would be none.
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     return dots
 
 
