@@ -209,7 +209,7 @@ class Renderer(eqx.Module):
 
         On a shared grid the inverse transform is two real matrix products straight onto the
         image's rows and columns, which hold the whole shift: no FFT, and pixels are
-        picked as rows of memory. Five times faster on a CPU than FFT and gather.
+        picked as rows of memory. Faster on a CPU than FFT and gather.
         """
         if not self.same_grid:
             return self.render_pixels(transform, kernel, center, pixels).T

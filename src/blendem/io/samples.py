@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from blendem.inference.statistics import STAR_SPREAD
 from blendem.io.h5 import read_h5, write_h5
+from blendem.measure.sources import point_image
 from blendem.prior.gaussian import Basis
 
 FORMAT = "blendem-samples-1"
@@ -101,7 +102,7 @@ class Samples:
         mean = np.asarray(basis.mean)
         if self.is_star[source]:
             flux = 1 + STAR_SPREAD * z[:, : len(mean)]
-            point = _point(mean.shape[-1], float(basis.psf_sigma))
+            point = point_image(mean.shape[-1], float(basis.psf_sigma))
             return self.scale[source] * flux[:, :, None, None] * point
         modes = np.asarray(basis.modes)
         return self.scale[source] * (mean + np.tensordot(z, modes, axes=1))
@@ -125,11 +126,3 @@ def read_samples(path: str | Path) -> Samples:
     names = ("ids", "blend", "is_star", "centers", "scale", "mean", "z")
     arrays, attrs = read_h5(path, only=names)
     return Samples(**arrays, prior_sha256=attrs["prior_sha256"], attrs=attrs["run"])
-
-
-def _point(stamp: int, sigma: float) -> Float[np.ndarray, "stamp stamp"]:
-    """The model PSF sampled at pixel centres, sum 1."""
-    r = np.arange(stamp) - stamp // 2
-    profile = np.exp(-0.5 * (r / sigma) ** 2)
-    profile /= profile.sum()
-    return np.outer(profile, profile)
