@@ -107,6 +107,16 @@ class GaussianPrior(eqx.Module):
         xi = jax.random.normal(key, (n, len(self.mean)), dtype)
         return self.mean[None] + xi @ self.cholesky.T
 
+    def denoise_latent(
+        self, e_t: Float[Array, "*n mode"], sigma: Float[Array, ""]
+    ) -> tuple[Float[Array, "*n mode"], Float[Array, "*n mode"]]:
+        """Mean and diagonal variance of e given `e_t = e + sigma n`, exact.
+
+        The coordinates e are white: `z = mean + cholesky e`.
+        """
+        variance = sigma**2 / (1 + sigma**2)
+        return e_t / (1 + sigma**2), jnp.broadcast_to(variance, e_t.shape)
+
     def denoise(
         self,
         u_t: Float[Array | np.ndarray, "*n band stamp stamp"],

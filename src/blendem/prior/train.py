@@ -1,0 +1,314 @@
+"""Training of the latent denoiser: symmetries, amplitude jitter, EMA, early stop, resume."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.latent import LOG_VARIANCE_RANGE, LatentPrior, combine
+from blendem.prior.network import LatentNetwork
+from blendem.prior.schedule import training_levels
+from blendem.prior.symmetry import latent_symmetries
+
+# Noise levels [whitened] at which the held-out loss is reported, as ratio to Wiener's.
+HELD_OUT_LEVELS = (0.03, 0.1, 0.3, 1.0, 3.0)
+VARIANCE_WEIGHT = 0.1  # of the variance head's loss beside that of the mean
+EMA_DECAY = 0.999
+CLIP_NORM = 1.0
+
+
+class TrainingError(RuntimeError):
+    """Training met a loss that is not finite; the last good state is kept."""
+
+
+class Settings(NamedTuple):
+    """Choices of the training; hashable.
+
+    Attributes:
+        steps: Optimizer steps; the learning rate falls to zero over them (cosine).
+        batch: Galaxies per step.
+        learning_rate: Of Adam, at the start.
+        amplitude_jitter: Standard deviation of ln(amplitude), drawn anew at every step.
+        evaluate: Steps between two evaluations of the held-out loss.
+        patience: Evaluations without a new best held-out loss before it stops.
+        bfloat16: Compute the network in bfloat16 (GPU only); the loss stays in float32.
+    """
+
+    steps: int = 12000
+    batch: int = 256
+    learning_rate: float = 1.5e-3
+    amplitude_jitter: float = 0.6
+    evaluate: int = 1000
+    patience: int = 6
+    bfloat16: bool = False
+
+
+class TrainingSet(eqx.Module):
+    """Galaxies in whitened coordinates, with all their symmetric copies.
+
+    Attributes:
+        e: Coordinates of galaxies without jitter, `(row, mode)`.
+        dark: Coordinates of an empty stamp: scaling a galaxy by a is
+            `dark + a (e - dark)`.
+    """
+
+    e: Float[Array, "row mode"]
+    dark: Float[Array, " mode"]
+
+    def draw(
+        self, n: int, jitter: float, *, key: PRNGKeyArray
+    ) -> Float[Array, "n mode"]:
+        """Draw `n` galaxies with log-normal amplitudes of median 1."""
+        which, scale = jax.random.split(key)
+        rows = self.e[jax.random.randint(which, (n,), 0, len(self.e))]
+        amplitude = jnp.exp(jitter * jax.random.normal(scale, (n, 1)))
+        return self.dark + amplitude * (rows - self.dark)
+
+
+class Evaluation(NamedTuple):
+    """Held-out loss at one step: mean squared errors by noise level, as ratio to Wiener's.
+
+    Attributes:
+        step: Number of steps done.
+        seconds: Wall time of the training so far.
+        train_loss: Running mean of the training loss.
+        held_out: Mean of `ratio` over the levels: what early stopping watches.
+        ratio: At each of `HELD_OUT_LEVELS`.
+        nll: Held-out Gaussian negative log density per coordinate, with the learned
+            variance, relative to Wiener's.
+    """
+
+    step: int
+    seconds: float
+    train_loss: float
+    held_out: float
+    ratio: tuple[float, ...]
+    nll: tuple[float, ...]
+
+
+class State(eqx.Module):
+    """Everything that a resumed training needs; a pytree of arrays.
+
+    Attributes:
+        network: Weights being trained.
+        average: Their exponential moving average.
+        best: The average of lowest held-out loss.
+        optimizer: Moments of Adam.
+        key: Random key of the next step.
+        step: Steps done.
+        seconds: Wall time so far.
+        loss: Running mean of the training loss.
+        best_loss, stale: Lowest held-out loss, evaluations since.
+    """
+
+    network: LatentNetwork
+    average: LatentNetwork
+    best: LatentNetwork
+    optimizer: optax.OptState
+    key: PRNGKeyArray
+    step: np.ndarray
+    seconds: np.ndarray
+    loss: np.ndarray
+    best_loss: np.ndarray
+    stale: np.ndarray
+
+
+def training_set(
+    gaussian: GaussianPrior, stamps: Float[np.ndarray, "n band y x"]
+) -> TrainingSet:
+    """Whitened coordinates of stamps of unit reference flux, under the 8 symmetries."""
+    basis = gaussian.basis
+    z = np.asarray(basis.encode(stamps), float)
+    dark = np.asarray(basis.encode(np.zeros_like(stamps[:1])), float)[0]
+    turns = latent_symmetries(
+        np.asarray(basis.modes), np.asarray(basis.eigenvalues, float)
+    )
+    # The mean stamp is invariant, so coordinates turn about that of an empty stamp.
+    copies = np.concatenate([dark + (z - dark) @ turn.T for turn in turns])
+    return TrainingSet(
+        jnp.asarray(whiten(gaussian, copies), jnp.float32),
+        jnp.asarray(whiten(gaussian, dark[None])[0], jnp.float32),
+    )
+
+
+def whiten(
+    gaussian: GaussianPrior, z: Float[np.ndarray, "n mode"]
+) -> Float[np.ndarray, "n mode"]:
+    """Coordinates e of unit covariance: `z = mean + cholesky e`."""
+    lower = np.asarray(gaussian.cholesky, float)
+    return np.linalg.solve(lower, (z - np.asarray(gaussian.mean, float)).T).T
+
+
+def _cosine(settings: Settings) -> optax.GradientTransformation:
+    rate = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(rate))
+
+
+def start(network: LatentNetwork, settings: Settings, *, key: PRNGKeyArray) -> State:
+    """State before the first step; `network` may be warm."""
+    optimizer = _cosine(settings).init(eqx.filter(network, eqx.is_array))
+    # int32 and float32 arrays survive `tree_serialise_leaves` unchanged.
+    zero = np.zeros((), np.float32)
+    return State(
+        network=network,
+        average=network,
+        best=network,
+        optimizer=optimizer,
+        key=key,
+        step=np.zeros((), np.int32),
+        seconds=zero,
+        loss=np.float32(np.nan) + zero,
+        best_loss=np.float32(np.inf) + zero,
+        stale=np.zeros((), np.int32),
+    )
+
+
+def denoising_loss(
+    network: LatentNetwork,
+    e: Float[Array, "n mode"],
+    sigma: Float[Array, " n"],
+    noise: Float[Array, "n mode"],
+    bfloat16: bool = False,
+) -> Float[Array, ""]:
+    """Squared error over Wiener's expected one, and the variance head's likelihood.
+
+    The head sees the error as a constant: it must not trade accuracy for confidence.
+    """
+    mean, log_factor = _apply(network, e, sigma, noise, bfloat16)
+    wiener = (sigma**2 / (1 + sigma**2))[:, None]
+    error = (mean - e) ** 2 / wiener
+    log_factor = jnp.clip(log_factor, *LOG_VARIANCE_RANGE)
+    nll = log_factor + jax.lax.stop_gradient(error) * jnp.exp(-log_factor)
+    return jnp.mean(error) + VARIANCE_WEIGHT * jnp.mean(nll)
+
+
+def _apply(network, e, sigma, noise, bfloat16):
+    e_t = e + sigma[:, None] * noise
+    if bfloat16:
+        low = jax.tree.map(
+            lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, network
+        )
+        shift, log_factor = jax.vmap(low)(
+            e_t.astype(jnp.bfloat16), sigma.astype(jnp.bfloat16)
+        )
+        shift, log_factor = (
+            shift.astype(jnp.float32),
+            log_factor.astype(jnp.float32),
+        )
+    else:
+        shift, log_factor = jax.vmap(network)(e_t, sigma)
+    mean, _ = combine(e_t, shift, log_factor, sigma[:, None])
+    return mean, log_factor
+
+
+@eqx.filter_jit
+def _step(network, average, optimizer, key, step, data: TrainingSet, settings):
+    keys = jax.random.split(key, 4)
+    e = data.draw(settings.batch, settings.amplitude_jitter, key=keys[1])
+    sigma = training_levels(settings.batch, key=keys[2])
+    noise = jax.random.normal(keys[3], e.shape)
+    loss, gradient = eqx.filter_value_and_grad(denoising_loss)(
+        network, e, sigma, noise, settings.bfloat16
+    )
+    updates, optimizer = _cosine(settings).update(gradient, optimizer)
+    network = eqx.apply_updates(network, updates)
+    decay = jnp.minimum(EMA_DECAY, (1 + step) / (10 + step))
+    average = jax.tree.map(
+        lambda a, b: decay * a + (1 - decay) * b if eqx.is_array(a) else a,
+        average,
+        network,
+    )
+    return network, average, optimizer, keys[0], loss
+
+
+@eqx.filter_jit
+def _evaluate(network, e, noise, sigma):
+    prior = LatentPrior(None, network)
+    e_t = e + sigma * noise
+    mean, variance = prior.denoise_latent(e_t, sigma)
+    wiener = sigma**2 / (1 + sigma**2)
+    error = (mean - e) ** 2
+    linear = (e_t / (1 + sigma**2) - e) ** 2
+    nll = 0.5 * jnp.mean(jnp.log(variance / wiener) + error / variance - linear / wiener)
+    return jnp.mean(error) / jnp.mean(linear), nll
+
+
+def evaluate(
+    network: LatentNetwork, held_out: TrainingSet, jitter: float, *, key: PRNGKeyArray
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Held-out squared error over Wiener's, and excess log density, at `HELD_OUT_LEVELS`."""
+    draw, noise = jax.random.split(key)
+    n = min(4096, len(held_out.e))
+    e = held_out.draw(n, jitter, key=draw)
+    xi = jax.random.normal(noise, e.shape)
+    pairs = [_evaluate(network, e, xi, jnp.float32(s)) for s in HELD_OUT_LEVELS]
+    return tuple(float(p[0]) for p in pairs), tuple(float(p[1]) for p in pairs)
+
+
+def train(
+    state: State,
+    data: TrainingSet,
+    held_out: TrainingSet,
+    settings: Settings,
+) -> Iterator[tuple[State, Evaluation]]:
+    """Train from `state` to the end, yielding after every evaluation.
+
+    What it yields can be saved and given back later as `state`: the rest of the training
+    is then the same as if it had never stopped.
+
+    Raises:
+        TrainingError: If the loss is not finite. The last yielded state is the last good
+            one.
+    """
+    network, average, optimizer = state.network, state.average, state.optimizer
+    key, step = state.key, int(state.step)
+    loss, best, best_loss = float(state.loss), state.best, float(state.best_loss)
+    stale, before = int(state.stale), float(state.seconds)
+    # Always the same galaxies and noise: changes of the loss are those of the weights.
+    check = jax.random.key(0)
+    begin = time.perf_counter()
+    while step < settings.steps and stale < settings.patience:
+        losses = []
+        for _ in range(min(settings.evaluate, settings.steps - step)):
+            network, average, optimizer, key, value = _step(
+                network, average, optimizer, key, jnp.float32(step), data, settings
+            )
+            losses.append(value)
+            step += 1
+        loss = float(jnp.mean(jnp.stack(losses)))
+        ratio, nll = evaluate(average, held_out, settings.amplitude_jitter, key=check)
+        score = float(np.mean(ratio))
+        if not np.isfinite(loss + score):
+            raise TrainingError(
+                f"the training loss is not finite between steps {step - len(losses)} and"
+                f" {step} (training {loss}, held out {score}); the weights before are"
+                " kept. Lower prior.train.learning_rate, or look for stamps that are not"
+                " finite."
+            )
+        if score < best_loss:
+            best, best_loss, stale = average, score, 0
+        else:
+            stale += 1
+        seconds = before + time.perf_counter() - begin
+        yield (
+            State(
+                network=network,
+                average=average,
+                best=best,
+                optimizer=optimizer,
+                key=key,
+                step=np.int32(step) + np.zeros((), np.int32),
+                seconds=np.float32(seconds) + np.zeros((), np.float32),
+                loss=np.float32(loss) + np.zeros((), np.float32),
+                best_loss=np.float32(best_loss) + np.zeros((), np.float32),
+                stale=np.int32(stale) + np.zeros((), np.int32),
+            ),
+            Evaluation(step, seconds, loss, score, ratio, nll),
+        )
