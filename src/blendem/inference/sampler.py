@@ -1,0 +1,354 @@
+"""Joint posterior draws of all galaxies of a blend by the reverse diffusion.
+
+The state is `e_t = e + sigma n`, the whitened coordinates of all galaxies with noise. Under
+moment matching (Rozet et al. 2024, arXiv 2405.13712) the prior given `e_t` is taken as
+N(D, V), with the denoiser's mean and diagonal variance, so that together with the data
+`h = L^T e + n` (`likelihood.LatentLikelihood`) it is Gaussian again:
+
+    mean = D + V L C^-1 (h - L^T D),   C = 1 + L^T V L.
+
+One step draws `e_0` from that Gaussian (Matheron's rule: the same solve with a perturbed right
+side) and then `e_t'` from the known Gaussian between `e_t` and `e_0`. For a Gaussian prior every
+step is exact, however long; a predictor with a fixed variance is not (docs/samplers.md).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from blendem.inference.likelihood import LatentLikelihood
+from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.latent import LatentPrior
+from blendem.prior.schedule import noise_levels
+
+LatentTier = GaussianPrior | LatentPrior
+# Numbers of galaxies that blends are padded to: one compilation each.
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class SamplerSettings(NamedTuple):
+    """Choices of the reverse process; hashable.
+
+    Attributes:
+        steps: Noise levels.
+        sigma_max, sigma_min: First and last level; below the last one the prior given
+            `e_t` is narrow enough to be Gaussian.
+        corrector: Step of the Langevin corrector, in units of sigma^2; 0: no corrector.
+        iterations: Most conjugate-gradient iterations of a solve.
+        tolerance: Relative residual at which a solve ends.
+    """
+
+    steps: int = 64
+    sigma_max: float = 30.0
+    sigma_min: float = 0.01
+    corrector: float = 0.0
+    iterations: int = 40
+    tolerance: float = 1e-4
+
+
+class Draws(NamedTuple):
+    """Posterior draws of the galaxies of one blend, and how they were come by.
+
+    Attributes:
+        e: Whitened coordinates, `(draw, galaxy, mode)`.
+        residual: Largest relative residual of all solves.
+        unconverged: Solves (draw times level) that ended above the tolerance.
+        guards: Directions of negative curvature met by conjugate gradients; 0 in exact
+            arithmetic, since C is positive definite.
+        iterations: Mean number of iterations of a solve.
+        failed: Draws that are not finite, `(draw,)`; they are NaN in `e`.
+    """
+
+    e: Float[np.ndarray, "draw galaxy mode"]
+    residual: float
+    unconverged: int
+    guards: int
+    iterations: float
+    failed: Bool[np.ndarray, " draw"]
+
+
+class _Solve(NamedTuple):
+    """State of conjugate gradients; one scalar per draw."""
+
+    a: Array
+    r: Array
+    p: Array
+    rho: Array
+    guards: Array
+    count: Array
+
+
+def _solve(variance, factor, rhs, settings):
+    """Solve `(1 + L^T diag(v) L) a = rhs` for every draw.
+
+    The preconditioner is the exact inverse for the mean variance of the draws: one
+    factorisation per blend and level.
+
+    Returns:
+        Solutions, relative residuals `(draw,)`, guards, number of iterations.
+    """
+    n = factor.shape[0]
+    shared = jnp.mean(variance, axis=0)
+    matrix = jnp.eye(n, dtype=rhs.dtype) + factor.T @ (shared[:, None] * factor)
+    # Eigenvalues span many decades: unit diagonal before float32 factorises.
+    scale = 1 / jnp.sqrt(jnp.diagonal(matrix))
+    lower = jnp.linalg.cholesky(scale[:, None] * matrix * scale[None])
+    inverse = jax.scipy.linalg.solve_triangular(
+        lower, jnp.eye(n, dtype=rhs.dtype), lower=True
+    )
+    inverse = inverse * scale[None]
+
+    def apply(p):
+        return p + ((p @ factor.T) * variance) @ factor
+
+    def precondition(r):
+        return (r @ inverse.T) @ inverse
+
+    size = jnp.sum(rhs * precondition(rhs), axis=1)
+    limit = settings.tolerance**2 * size
+
+    def proceed(s):
+        return (s.count < settings.iterations) & jnp.any(s.rho > limit)
+
+    def iterate(s):
+        cp = apply(s.p)
+        curvature = jnp.sum(s.p * cp, axis=1)
+        moving = s.rho > limit
+        bad = moving & (curvature <= 0)
+        alpha = jnp.where(
+            moving & ~bad, s.rho / jnp.where(bad, 1.0, jnp.maximum(curvature, 1e-30)), 0
+        )
+        a = s.a + alpha[:, None] * s.p
+        r = s.r - alpha[:, None] * cp
+        y = precondition(r)
+        rho = jnp.where(moving & ~bad, jnp.sum(r * y, axis=1), s.rho)
+        beta = jnp.where(moving & ~bad, rho / jnp.where(s.rho > 0, s.rho, 1.0), 0)
+        p = y + beta[:, None] * s.p
+        return _Solve(a, r, p, rho, s.guards + jnp.sum(bad), s.count + 1)
+
+    y = precondition(rhs)
+    state = _Solve(
+        jnp.zeros_like(rhs), rhs, y, size, jnp.zeros((), jnp.int32), jnp.int32(0)
+    )
+    state = jax.lax.while_loop(proceed, iterate, state)
+    residual = jnp.sqrt(state.rho / jnp.where(size > 0, size, 1.0))
+    return state.a, residual, state.guards, state.count
+
+
+def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
+    """Posterior mean of e given e_t and the data; with a key, a draw instead."""
+    mean, variance = prior.denoise_latent(e_t, sigma)
+    draws = len(e_t)
+    mean, variance = mean.reshape(draws, -1), variance.reshape(draws, -1)
+    white = 0.0
+    if key is not None:
+        one, two = jax.random.split(key)
+        mean = mean + jnp.sqrt(variance) * jax.random.normal(one, mean.shape)
+        white = jax.random.normal(two, mean.shape)
+    rhs = target[None] - mean @ factor + white
+    a, *notes = _solve(variance, factor, rhs, settings)
+    return (mean + variance * (a @ factor.T)).reshape(e_t.shape), notes
+
+
+@eqx.filter_jit
+def _reverse(prior, factor, target, keys, levels, n_draws, settings):
+    """Whole reverse process of a batch of blends of equal size."""
+    n_modes = len(prior.mean)
+
+    def one(factor, target, key):
+        shape = (n_draws, len(target) // n_modes, n_modes)
+        first, loop, last = jax.random.split(key, 3)
+        e = levels[0] * jax.random.normal(first, shape, factor.dtype)
+        loops = jax.random.split(loop, len(levels) - 1)
+
+        def step(e, inputs):
+            sigma, lower, key = inputs
+            draw, bridge, correct = jax.random.split(key, 3)
+            e_0, notes = _conditional(
+                prior, factor, target, e, sigma, settings, key=draw
+            )
+            keep = (lower / sigma) ** 2
+            noise = jax.random.normal(bridge, shape, e.dtype)
+            e = keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
+            if settings.corrector > 0:
+                delta = settings.corrector
+                mean, more = _conditional(prior, factor, target, e, lower, settings)
+                noise = jax.random.normal(correct, shape, e.dtype)
+                e = e - delta * (e - mean) + lower * jnp.sqrt(2 * delta) * noise
+                notes = _join(notes, more)
+            return e, notes
+
+        e, notes = jax.lax.scan(step, e, (levels[:-1], levels[1:], loops))
+        e, final = _conditional(
+            prior, factor, target, e, levels[-1], settings, key=last
+        )
+        residual, guards, count = (
+            jnp.concatenate([n, f[None]]) for n, f in zip(notes, final, strict=True)
+        )
+        unconverged = jnp.sum(residual > settings.tolerance)
+        return e, jnp.max(residual), unconverged, jnp.sum(guards), jnp.mean(count)
+
+    return jax.vmap(one)(factor, target, keys)
+
+
+def _join(notes, more):
+    """Notes of two solves of one step."""
+    return [
+        jnp.maximum(notes[0], more[0]),
+        notes[1] + more[1],
+        jnp.maximum(notes[2], more[2]),
+    ]
+
+
+def padded_size(n_galaxies: int) -> int:
+    """Number of galaxies that a blend is padded to."""
+    return next((s for s in SIZES if s >= n_galaxies), n_galaxies)
+
+
+def sample(
+    prior: LatentTier,
+    likelihoods: Sequence[LatentLikelihood],
+    n_draws: int,
+    settings: SamplerSettings = SamplerSettings(),
+    *,
+    keys: Sequence[PRNGKeyArray],
+    batch: int = 1,
+) -> list[Draws]:
+    """Draw from the joint posterior of the galaxies of every blend.
+
+    Blends of similar size share a program. The draws of a blend depend on its own key and
+    data only, not on the others beside it.
+
+    Args:
+        prior: Any latent prior.
+        likelihoods: One per blend.
+        n_draws: Draws per blend.
+        settings: Choices of the reverse process.
+        keys: One per blend.
+        batch: Blends computed at once; 1 is fastest on a CPU.
+
+    Returns:
+        Draws, in the order of `likelihoods`.
+
+    Raises:
+        ValueError: If a likelihood has other modes than the prior, or keys are missing.
+    """
+    n_modes = len(prior.mean)
+    if len(keys) != len(likelihoods):
+        raise ValueError(f"{len(likelihoods)} blends, but {len(keys)} keys")
+    for number, one in enumerate(likelihoods):
+        if one.n_modes != n_modes:
+            raise ValueError(
+                f"blend {number} has statistics of {one.n_modes} modes, the prior has"
+                f" {n_modes}: compute the statistics again with the basis of this prior"
+            )
+    levels = jnp.asarray(
+        noise_levels(settings.steps, settings.sigma_max, settings.sigma_min),
+        jnp.float32,
+    )
+    low = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
+        _without_basis(prior),
+    )
+    out: list[Draws | None] = [None] * len(likelihoods)
+    sizes = np.array([padded_size(one.n_galaxies) for one in likelihoods], int)
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        for start in range(0, len(rows), batch):
+            chosen = rows[np.minimum(np.arange(start, start + batch), len(rows) - 1)]
+            factor, target = (
+                jnp.asarray(x)
+                for x in _pad([likelihoods[i] for i in chosen], int(size) * n_modes)
+            )
+            result = _reverse(
+                low,
+                factor,
+                target,
+                jnp.stack([keys[i] for i in chosen]),
+                levels,
+                n_draws,
+                settings,
+            )
+            result = [np.asarray(x) for x in result]
+            for j, i in enumerate(chosen[: min(batch, len(rows) - start)]):
+                e = result[0][j, :, : likelihoods[i].n_galaxies]
+                failed = ~np.isfinite(e).all(axis=(1, 2))
+                e = np.where(failed[:, None, None], np.nan, e)
+                residual, unconverged, guards, count = (x[j] for x in result[1:])
+                out[i] = Draws(
+                    e,
+                    float(residual),
+                    int(unconverged),
+                    int(guards),
+                    float(count),
+                    failed,
+                )
+    return out
+
+
+def sample_prior(
+    prior: LatentTier,
+    n: int,
+    settings: SamplerSettings = SamplerSettings(),
+    *,
+    key: PRNGKeyArray,
+) -> Float[np.ndarray, "n mode"]:
+    """Draw `n` galaxies from the prior: coordinates z, for `basis.decode`."""
+    d = len(prior.mean)
+    levels = noise_levels(settings.steps, settings.sigma_max, settings.sigma_min)
+    low = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
+        _without_basis(prior),
+    )
+    e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, key)
+    e = np.asarray(e, float)
+    return np.asarray(prior.mean, float) + e @ np.asarray(prior.cholesky, float).T
+
+
+@partial(eqx.filter_jit)
+def _unconditional(prior, levels, n, key):
+    d = len(prior.mean)
+    first, loop, last = jax.random.split(key, 3)
+    e = levels[0] * jax.random.normal(first, (n, d), levels.dtype)
+
+    def draw(e, sigma, key):
+        mean, variance = prior.denoise_latent(e, sigma)
+        return mean + jnp.sqrt(variance) * jax.random.normal(key, e.shape, e.dtype)
+
+    def step(e, inputs):
+        sigma, lower, key = inputs
+        one, two = jax.random.split(key)
+        keep = (lower / sigma) ** 2
+        noise = jax.random.normal(two, e.shape, e.dtype)
+        e_0 = draw(e, sigma, one)
+        return keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise, None
+
+    keys = jax.random.split(loop, len(levels) - 1)
+    e, _ = jax.lax.scan(step, e, (levels[:-1], levels[1:], keys))
+    return draw(e, levels[-1], last)
+
+
+def _without_basis(prior: LatentTier) -> LatentTier:
+    """The prior without its images, which the sampler never needs."""
+    if isinstance(prior, LatentPrior):
+        return LatentPrior(_without_basis(prior.gaussian), prior.network)
+    if isinstance(prior, GaussianPrior):
+        return GaussianPrior(None, prior.mean, prior.cholesky)
+    return prior
+
+
+def _pad(likelihoods: Sequence[LatentLikelihood], n: int):
+    """Factors and targets of equal size; what is added carries no information."""
+    factor = np.zeros((len(likelihoods), n, n), np.float32)
+    target = np.zeros((len(likelihoods), n), np.float32)
+    for i, one in enumerate(likelihoods):
+        m = len(one.target)
+        factor[i, :m, :m] = one.factor
+        target[i, :m] = one.target
+    return factor, target
