@@ -90,7 +90,7 @@ def maximization(
     if symmetric:
         basis = prior.basis
         representation = latent_symmetries(
-            np.asarray(basis.modes), np.asarray(basis.eigenvalues, float)
+            np.asarray(basis.modes), np.asarray(basis.dual)
         )
         mean, covariance = symmetrise_moments(mean, covariance, representation)
     return GaussianPrior.from_moments(prior.basis, mean, covariance, floor)

@@ -24,16 +24,16 @@ class LatentLikelihood(NamedTuple):
     """Likelihood of the galaxies of one blend.
 
     Attributes:
-        factor: L with `H = L L^T`, columns by falling eigenvalue, `(unknown, unknown)`;
-            `unknown = galaxy x mode`.
-        target: h, `(unknown,)`; the white residual is `h - L^T e`.
+        factor: L with `H = L L^T`, columns by falling eigenvalue, `(latent, latent)`;
+            `latent = galaxy x mode`.
+        target: h, `(latent,)`; the white residual is `h - L^T e`.
         n_galaxies, n_modes: Sizes.
         rest: `-2 ln L` at its unconstrained maximum, without `log_norm`.
         n_data: Number of unmasked pixels.
     """
 
-    factor: Float[np.ndarray, "unknown unknown"]
-    target: Float[np.ndarray, " unknown"]
+    factor: Float[np.ndarray, "_ _"]
+    target: Float[np.ndarray, " _"]
     n_galaxies: int
     n_modes: int
     rest: float

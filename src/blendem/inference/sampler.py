@@ -13,7 +13,6 @@ step is exact, however long; a predictor with a fixed variance is not (docs/samp
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -65,12 +64,12 @@ class Draws(NamedTuple):
         failed: Draws that are not finite, `(draw,)`; they are NaN in `e`.
     """
 
-    e: Float[np.ndarray, "draw galaxy mode"]
+    e: Float[np.ndarray, "_ _ _"]
     residual: float
     unconverged: int
     guards: int
     iterations: float
-    failed: Bool[np.ndarray, " draw"]
+    failed: Bool[np.ndarray, " _"]
 
 
 class _Solve(NamedTuple):
@@ -130,7 +129,9 @@ def _solve(variance, factor, rhs, settings):
         rho = jnp.where(moving & ~bad, jnp.sum(r * y, axis=1), s.rho)
         beta = jnp.where(moving & ~bad, rho / jnp.where(s.rho > 0, s.rho, 1.0), 0)
         p = y + beta[:, None] * s.p
-        return _Solve(a, r, p, rho, s.guards + jnp.sum(bad), s.count + 1)
+        return _Solve(
+            a, r, p, rho, s.guards + jnp.sum(bad, dtype=jnp.int32), s.count + 1
+        )
 
     y = precondition(rhs)
     state = _Solve(
@@ -149,8 +150,10 @@ def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
     white = 0.0
     if key is not None:
         one, two = jax.random.split(key)
-        mean = mean + jnp.sqrt(variance) * jax.random.normal(one, mean.shape)
-        white = jax.random.normal(two, mean.shape)
+        mean = mean + jnp.sqrt(variance) * jax.random.normal(
+            one, mean.shape, mean.dtype
+        )
+        white = jax.random.normal(two, mean.shape, mean.dtype)
     rhs = target[None] - mean @ factor + white
     a, *notes = _solve(variance, factor, rhs, settings)
     return (mean + variance * (a @ factor.T)).reshape(e_t.shape), notes
@@ -252,10 +255,7 @@ def sample(
         noise_levels(settings.steps, settings.sigma_max, settings.sigma_min),
         jnp.float32,
     )
-    low = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
-        _without_basis(prior),
-    )
+    low = _single_precision(prior)
     out: list[Draws | None] = [None] * len(likelihoods)
     sizes = np.array([padded_size(one.n_galaxies) for one in likelihoods], int)
     for size in np.unique(sizes):
@@ -300,18 +300,14 @@ def sample_prior(
     key: PRNGKeyArray,
 ) -> Float[np.ndarray, "n mode"]:
     """Draw `n` galaxies from the prior: coordinates z, for `basis.decode`."""
-    d = len(prior.mean)
     levels = noise_levels(settings.steps, settings.sigma_max, settings.sigma_min)
-    low = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
-        _without_basis(prior),
-    )
+    low = _single_precision(prior)
     e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, key)
     e = np.asarray(e, float)
     return np.asarray(prior.mean, float) + e @ np.asarray(prior.cholesky, float).T
 
 
-@partial(eqx.filter_jit)
+@eqx.filter_jit
 def _unconditional(prior, levels, n, key):
     d = len(prior.mean)
     first, loop, last = jax.random.split(key, 3)
@@ -334,13 +330,12 @@ def _unconditional(prior, levels, n, key):
     return draw(e, levels[-1], last)
 
 
-def _without_basis(prior: LatentTier) -> LatentTier:
-    """The prior without its images, which the sampler never needs."""
-    if isinstance(prior, LatentPrior):
-        return LatentPrior(_without_basis(prior.gaussian), prior.network)
-    if isinstance(prior, GaussianPrior):
-        return GaussianPrior(None, prior.mean, prior.cholesky)
-    return prior
+def _single_precision(prior: LatentTier) -> LatentTier:
+    """The prior as float32 on the device."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
+        prior,
+    )
 
 
 def _pad(likelihoods: Sequence[LatentLikelihood], n: int):

@@ -18,11 +18,13 @@ class Basis(eqx.Module):
         mean: Mean stamp, shape `(band, stamp, stamp)`.
         modes: Principal modes, each scaled by its standard deviation, so that z has unit
             variance over the training set, shape `(mode, band, stamp, stamp)`.
-        eigenvalues: Variance along each mode, `(mode,)`; the squared norms of `modes`.
-        residual: Variance of the training set outside the modes (sum over pixels).
+        eigenvalues: Variance along each mode, `(mode,)`, in the metric of the PCA.
+        residual: Variance of the training set outside the modes, in that metric.
         bands: Names of the bands. Static.
         psf_sigma: Sigma of the model PSF [model pixel] the stamps were drawn with.
         pixel_scale: Side of a model pixel [arcsec].
+        analysis: What stamps are projected on to find z, of the shape of `modes`; None:
+            the modes are orthogonal, with squared norms `eigenvalues`.
     """
 
     mean: Float[Array | np.ndarray, "band stamp stamp"]
@@ -32,15 +34,22 @@ class Basis(eqx.Module):
     psf_sigma: Float[Array | np.ndarray, ""]
     pixel_scale: Float[Array | np.ndarray, ""]
     bands: tuple[str, ...] = eqx.field(static=True)
+    analysis: Float[Array | np.ndarray, "mode band stamp stamp"] | None = None
+
+    @property
+    def dual(self) -> Float[Array | np.ndarray, "mode band stamp stamp"]:
+        """Stamps whose inner products with `u - mean` are z."""
+        if self.analysis is not None:
+            return self.analysis
+        return self.modes / self.eigenvalues[:, None, None, None]
 
     def encode(
         self, u: Float[Array | np.ndarray, "*n band stamp stamp"]
     ) -> Float[Array | np.ndarray, "*n mode"]:
-        """Coordinates z of stamps of unit reference flux (least squares)."""
-        flat = self.modes.reshape(len(self.modes), -1)
+        """Coordinates z of stamps of unit reference flux."""
+        flat = self.dual.reshape(len(self.modes), -1)
         mean = self.mean.reshape((1,) * (u.ndim - 3) + self.mean.shape)
-        r = (u - mean).reshape(*u.shape[:-3], -1)
-        return (r @ flat.T) / self.eigenvalues.reshape((1,) * (u.ndim - 3) + (-1,))
+        return (u - mean).reshape(*u.shape[:-3], -1) @ flat.T
 
     def decode(
         self, z: Float[Array | np.ndarray, "*n mode"]

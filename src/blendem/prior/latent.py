@@ -54,9 +54,16 @@ class LatentPrior(eqx.Module):
         `e_t / (1 + sigma^2) + c(sigma) F`, variance `sigma^2 / (1 + sigma^2) exp(s)`.
         """
         flat = e_t.reshape(-1, e_t.shape[-1])
-        shift, log_factor = jax.vmap(self.network, (0, None))(flat, sigma)
-        mean, variance = combine(flat, shift, log_factor, sigma)
+        mean, variance = denoise(self.network, flat, sigma)
         return mean.reshape(e_t.shape), variance.reshape(e_t.shape)
+
+
+def denoise(
+    network: LatentNetwork, e_t: Float[Array, "n mode"], sigma: Float[Array, ""]
+) -> tuple[Float[Array, "n mode"], Float[Array, "n mode"]]:
+    """Mean and variance by a network, for a batch at one noise level."""
+    shift, log_factor = jax.vmap(network, (0, None))(e_t, sigma)
+    return combine(e_t, shift, log_factor, sigma)
 
 
 def combine(

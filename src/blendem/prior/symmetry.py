@@ -15,23 +15,21 @@ def symmetries(images: Float[np.ndarray, "*batch y x"]):
 
 
 def latent_symmetries(
-    modes: Float[np.ndarray, "mode band y x"], eigenvalues: Float[np.ndarray, " mode"]
+    modes: Float[np.ndarray, "mode band y x"], dual: Float[np.ndarray, "mode band y x"]
 ) -> Float[np.ndarray, "symmetry mode mode"]:
     """Represent the symmetries on the coordinates z of `u = mean + sum_i z_i modes_i`.
 
     Args:
-        modes: Orthogonal modes, each of squared norm `eigenvalues`.
-        eigenvalues: Squared norms of the modes.
+        modes: Modes of the basis.
+        dual: `Basis.dual`: stamps whose inner products with `u - mean` are z.
 
     Returns:
         Matrices R with `z' = R z` for the transformed image. They are orthogonal where
         the span of the modes is invariant (see `pca.fit_basis`).
     """
-    flat = modes.reshape(len(modes), -1).astype(np.float64)
+    flat = np.asarray(dual, float).reshape(len(dual), -1)
     turned = (np.ascontiguousarray(t).reshape(flat.shape) for t in symmetries(modes))
-    return np.stack(
-        [(flat @ t.T.astype(np.float64)) / eigenvalues[:, None] for t in turned]
-    )
+    return np.stack([flat @ t.T.astype(np.float64) for t in turned])
 
 
 def symmetrise_moments(

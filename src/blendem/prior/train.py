@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.latent import LOG_VARIANCE_RANGE, LatentPrior, combine
+from blendem.prior.latent import LOG_VARIANCE_RANGE, combine, denoise
 from blendem.prior.network import LatentNetwork
 from blendem.prior.schedule import training_levels
 from blendem.prior.symmetry import latent_symmetries
@@ -69,7 +69,7 @@ class TrainingSet(eqx.Module):
         which, scale = jax.random.split(key)
         rows = self.e[jax.random.randint(which, (n,), 0, len(self.e))]
         amplitude = jnp.exp(jitter * jax.random.normal(scale, (n, 1)))
-        return self.dark + amplitude * (rows - self.dark)
+        return self.dark[None] + amplitude * (rows - self.dark[None])
 
 
 class Evaluation(NamedTuple):
@@ -127,9 +127,7 @@ def training_set(
     basis = gaussian.basis
     z = np.asarray(basis.encode(stamps), float)
     dark = np.asarray(basis.encode(np.zeros_like(stamps[:1])), float)[0]
-    turns = latent_symmetries(
-        np.asarray(basis.modes), np.asarray(basis.eigenvalues, float)
-    )
+    turns = latent_symmetries(np.asarray(basis.modes), np.asarray(basis.dual))
     # The mean stamp is invariant, so coordinates turn about that of an empty stamp.
     copies = np.concatenate([dark + (z - dark) @ turn.T for turn in turns])
     return TrainingSet(
@@ -154,7 +152,6 @@ def _cosine(settings: Settings) -> optax.GradientTransformation:
 def start(network: LatentNetwork, settings: Settings, *, key: PRNGKeyArray) -> State:
     """State before the first step; `network` may be warm."""
     optimizer = _cosine(settings).init(eqx.filter(network, eqx.is_array))
-    # int32 and float32 arrays survive `tree_serialise_leaves` unchanged.
     zero = np.zeros((), np.float32)
     return State(
         network=network,
@@ -164,8 +161,8 @@ def start(network: LatentNetwork, settings: Settings, *, key: PRNGKeyArray) -> S
         key=key,
         step=np.zeros((), np.int32),
         seconds=zero,
-        loss=np.float32(np.nan) + zero,
-        best_loss=np.float32(np.inf) + zero,
+        loss=np.asarray(np.nan, np.float32),
+        best_loss=np.asarray(np.inf, np.float32),
         stale=np.zeros((), np.int32),
     )
 
@@ -230,13 +227,14 @@ def _step(network, average, optimizer, key, step, data: TrainingSet, settings):
 
 @eqx.filter_jit
 def _evaluate(network, e, noise, sigma):
-    prior = LatentPrior(None, network)
     e_t = e + sigma * noise
-    mean, variance = prior.denoise_latent(e_t, sigma)
+    mean, variance = denoise(network, e_t, sigma)
     wiener = sigma**2 / (1 + sigma**2)
     error = (mean - e) ** 2
     linear = (e_t / (1 + sigma**2) - e) ** 2
-    nll = 0.5 * jnp.mean(jnp.log(variance / wiener) + error / variance - linear / wiener)
+    nll = 0.5 * jnp.mean(
+        jnp.log(variance / wiener) + error / variance - linear / wiener
+    )
     return jnp.mean(error) / jnp.mean(linear), nll
 
 
@@ -304,11 +302,11 @@ def train(
                 best=best,
                 optimizer=optimizer,
                 key=key,
-                step=np.int32(step) + np.zeros((), np.int32),
-                seconds=np.float32(seconds) + np.zeros((), np.float32),
-                loss=np.float32(loss) + np.zeros((), np.float32),
-                best_loss=np.float32(best_loss) + np.zeros((), np.float32),
-                stale=np.int32(stale) + np.zeros((), np.int32),
+                step=np.asarray(step, np.int32),
+                seconds=np.asarray(seconds, np.float32),
+                loss=np.asarray(loss, np.float32),
+                best_loss=np.asarray(best_loss, np.float32),
+                stale=np.asarray(stale, np.int32),
             ),
             Evaluation(step, seconds, loss, score, ratio, nll),
         )

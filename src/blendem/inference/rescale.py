@@ -1,0 +1,82 @@
+"""Better amplitudes from the data, without touching pixels again.
+
+An amplitude s only sets the scale of the coordinates: with `dark` the coordinates of an empty
+stamp, `s (mean + B z) = s' (mean + B z')` for `z' = dark + (s / s') (z - dark)`. Statistics for
+other amplitudes follow by algebra, exactly where the mean stamp lies in the span of the modes.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from blendem.inference.posterior import BlendStatistics, posterior
+from blendem.prior.gaussian import Basis, GaussianPrior
+
+ITERATIONS = 3
+MAX_RATIO = 3.0  # of one iteration, either way
+
+
+def dark_coordinates(basis: Basis) -> Float[np.ndarray, " mode"]:
+    """Coordinates z of an empty stamp."""
+    return np.asarray(basis.encode(np.zeros_like(np.asarray(basis.mean))[None]), float)[
+        0
+    ]
+
+
+def rescale(
+    statistics: BlendStatistics,
+    ratio: Float[np.ndarray, " source"],
+    dark: Float[np.ndarray, " mode"],
+) -> BlendStatistics:
+    """Statistics with the amplitudes multiplied by `ratio`; those of stars stay."""
+    d = statistics.n_modes
+    factor, shift = np.ones(len(statistics.b)), np.zeros(len(statistics.b))
+    for k, star in enumerate(statistics.is_star):
+        if not star:
+            block = slice(k * d, (k + 1) * d)
+            factor[block] = ratio[k]
+            shift[block] = (1 - ratio[k]) * dark
+    pull = statistics.H @ shift
+    return statistics._replace(
+        H=factor[:, None] * statistics.H * factor[None],
+        b=factor * (statistics.b - pull),
+        r2=float(statistics.r2 - 2 * statistics.b @ shift + shift @ pull),
+    )
+
+
+def refine_amplitudes(
+    statistics: BlendStatistics,
+    prior: GaussianPrior,
+    reference: int,
+    minimum: Float[np.ndarray, " source"],
+    iterations: int = ITERATIONS,
+) -> tuple[BlendStatistics, Float[np.ndarray, " source"]]:
+    """Move the amplitudes to where the Gaussian posterior puts the fluxes.
+
+    Templates know two shapes; the basis knows all. A galaxy that the data do not constrain
+    keeps its amplitude: the flux is compared with that of the prior's mean.
+
+    Args:
+        statistics: Of one blend.
+        prior: Broad Gaussian prior, the one that was trained with amplitude jitter.
+        reference: Index of the band whose flux is the amplitude.
+        minimum: Lowest amplitude over the present one.
+        iterations: Times that the posterior is computed.
+
+    Returns:
+        Statistics for the new amplitudes, and these over the old ones.
+    """
+    basis, d = prior.basis, statistics.n_modes
+    dark = dark_coordinates(basis)
+    light = np.asarray(basis.modes, float)[:, reference].sum((-2, -1))
+    mean = float(np.asarray(basis.mean, float)[reference].sum())
+    expected = mean + float(np.asarray(prior.mean, float) @ light)
+    total = np.ones(len(statistics.is_star))
+    star = np.asarray(statistics.is_star, bool)
+    current = statistics
+    for _ in range(iterations):
+        z = posterior(current, prior).mean[: len(star) * d].reshape(-1, d)
+        ratio = (mean + z @ light) / expected
+        ratio = np.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
+        goal = np.where(star, 1.0, np.maximum(total * ratio, minimum))
+        current, total = rescale(current, goal / total, dark), goal
+    return current, total

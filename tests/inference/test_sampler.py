@@ -1,0 +1,107 @@
+"""The reverse diffusion against closed forms."""
+
+import jax
+import numpy as np
+import pytest
+
+from blendem.inference.likelihood import complete_draws, galaxy_likelihood
+from blendem.inference.posterior import posterior
+from blendem.inference.sampler import (
+    SamplerSettings,
+    padded_size,
+    sample,
+    sample_prior,
+)
+from blendem.prior.latent import LatentPrior
+from blendem.prior.network import LatentNetwork
+from tests.inference.test_posterior import D, make_prior, problem
+
+DRAWS = 512
+
+
+def draws_of(statistics, prior, key, rng, settings=SamplerSettings(steps=12)):
+    one = sample(
+        prior,
+        [galaxy_likelihood(statistics, prior)],
+        DRAWS,
+        settings,
+        keys=[key],
+    )[0]
+    return one, complete_draws(statistics, prior, one.e, rng)
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.01])
+@pytest.mark.parametrize("stars", [(), (1,)])
+@pytest.mark.parametrize("corrector", [0.0, 0.1])
+def test_gaussian_prior_gives_the_closed_form(rng, key, noise, stars, corrector):
+    prior = make_prior(rng)
+    statistics = problem(rng, 3, noise, prior, stars=stars)[0]
+    exact = posterior(statistics, prior)
+    settings = SamplerSettings(steps=48 if corrector else 6, corrector=corrector)
+    one, w = draws_of(statistics, prior, key, rng, settings)
+    white = np.linalg.solve(exact.root, (w - exact.mean).T)
+    # 512 draws: the error of a mean is 0.044, of a variance 0.063; of 14 unknowns.
+    assert np.abs(white.mean(axis=1)).max() < 4 * 0.044
+    assert white.var(axis=1).mean() == pytest.approx(1, abs=0.06)
+    assert np.abs(white.var(axis=1) - 1).max() < 0.3
+    assert one.guards == 0 and one.unconverged == 0 and not one.failed.any()
+
+
+def test_few_steps_are_enough_for_a_gaussian(rng, key):
+    prior = make_prior(rng)
+    statistics = problem(rng, 2, 0.1, prior)[0]
+    exact = posterior(statistics, prior)
+    _, w = draws_of(statistics, prior, key, rng, SamplerSettings(steps=1))
+    white = np.linalg.solve(exact.root, (w - exact.mean).T)
+    assert white.var(axis=1).mean() == pytest.approx(1, abs=0.06)
+
+
+def test_draws_do_not_depend_on_the_blends_beside(rng, key):
+    prior = make_prior(rng)
+    lik = [
+        galaxy_likelihood(problem(rng, k, 0.1, prior)[0], prior) for k in (2, 3, 2, 1)
+    ]
+    keys = list(jax.random.split(key, len(lik)))
+    settings = SamplerSettings(steps=8)
+    together = sample(prior, lik, 4, settings, keys=keys, batch=2)
+    for one, k, draws in zip(lik, keys, together, strict=True):
+        alone = sample(prior, [one], 4, settings, keys=[k], batch=2)[0]
+        assert draws.e.shape == (4, one.n_galaxies, D)
+        np.testing.assert_allclose(draws.e, alone.e, atol=1e-5)
+
+
+def test_padding_to_a_size_changes_nothing(rng, key):
+    assert [padded_size(n) for n in (1, 5, 7, 40)] == [1, 6, 8, 40]
+    prior = make_prior(rng)
+    statistics = problem(rng, 5, 0.1, prior)[0]
+    exact = posterior(statistics, prior)
+    _, w = draws_of(statistics, prior, key, rng)
+    white = np.linalg.solve(exact.root, (w - exact.mean).T)
+    assert np.abs(white.mean(axis=1)).max() < 4 * 0.044
+
+
+def test_new_network_is_close_to_wiener(rng, key):
+    prior = make_prior(rng)
+    network = LatentNetwork(D, 16, 1, key=key)
+    statistics = problem(rng, 2, 0.1, prior)[0]
+    exact = posterior(statistics, prior)
+    _, w = draws_of(statistics, LatentPrior(prior, network), key, rng)
+    white = np.linalg.solve(exact.root, (w - exact.mean).T)
+    assert white.var(axis=1).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_prior_draws_have_the_moments_of_the_prior(rng, key):
+    prior = make_prior(rng)
+    z = sample_prior(prior, 4096, SamplerSettings(steps=4), key=key)
+    np.testing.assert_allclose(z.mean(axis=0), prior.mean, atol=0.1)
+    np.testing.assert_allclose(np.cov(z.T), prior.covariance, atol=0.15)
+
+
+def test_other_modes_and_missing_keys_are_refused(rng, key):
+    prior = make_prior(rng)
+    lik = galaxy_likelihood(problem(rng, 2, 0.1, prior)[0], prior)
+    other = make_prior(rng, D + 1)
+    with pytest.raises(ValueError, match=f"{D} modes, the prior has {D + 1}"):
+        sample(other, [lik], 2, keys=[key])
+    with pytest.raises(ValueError, match="1 blends, but 0 keys"):
+        sample(prior, [lik], 2, keys=[])
