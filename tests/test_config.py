@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from blendem.config import ConfigError, RunConfig, config_hash, load_config
+from blendem.prior.train import Settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
 
@@ -90,10 +91,26 @@ def test_an_unknown_key_that_resembles_nothing_lists_the_known_ones():
     assert "em.zzz: unknown key; known: laps, iterations" in message({"em": {"zzz": 1}})
 
 
-def test_a_tier_that_does_not_exist_is_refused_with_its_reason():
-    text = message({"prior": {"tier": "latent"}})
-    assert "prior.tier: got 'latent'" in text
-    assert "'gaussian'" in text and "not implemented" in text
+def test_a_tier_that_does_not_exist_is_refused_with_those_that_do():
+    text = message({"prior": {"tier": "flow"}})
+    assert "prior.tier: got 'flow'" in text
+    assert "'gaussian'" in text and "'latent'" in text and "'unet'" in text
+
+
+def test_defaults_of_the_training_are_those_of_the_library():
+    defaults = Settings()
+    for name, value in load_config({}).prior.train.model_dump().items():
+        assert value == getattr(defaults, name), name
+
+
+@pytest.mark.parametrize("tier", ["latent", "unet"])
+def test_laps_of_em_need_the_gaussian_tier(tier):
+    text = message({"prior": {"tier": tier}, "em": {"laps": 2}})
+    assert f"em.laps: 2 with prior.tier: {tier}" in text
+    assert "set em.laps: 0 or prior.tier: gaussian" in text
+    config = load_config({"prior": {"tier": "gaussian"}, "em": {"laps": 2}})
+    assert config.em.laps == 2
+    assert load_config({"prior": {"tier": tier}}).em.laps == 0
 
 
 @pytest.mark.parametrize(
@@ -117,6 +134,8 @@ def test_a_tier_that_does_not_exist_is_refused_with_its_reason():
         ({"infer": {"sky": "flat", "sky_sigma": 0}}, ["infer.sky_sigma: 0"]),
         ({"frame": {"psf_sigma": float("nan")}}, ["frame.psf_sigma: got nan"]),
         ({"run": "../up"}, ["run: got '../up'", "letters"]),
+        ({"infer": {"corrector": 1}}, ["infer.corrector: got 1", "less than 1"]),
+        ({"stamps": {"mag_bright": 12}}, ["stamps.mag_bright: got 12"]),
     ],
 )
 def test_fields_that_do_not_fit_together(mapping, words):

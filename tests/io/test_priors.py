@@ -2,17 +2,20 @@
 
 import json
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 
-from blendem.io.priors import read_prior, write_prior
+from blendem.io.headers import read_header
+from blendem.io.priors import check_prior, read_prior, write_prior
 from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
+from blendem.prior.latent import LatentPrior
+from blendem.prior.network import LatentNetwork
 
 
-@pytest.fixture
-def saved(tmp_path, rng):
+def gaussian(rng, analysis=False):
     modes = rng.normal(size=(3, 2, 5, 5)).astype(np.float32)
     basis = Basis(
         rng.normal(size=(2, 5, 5)).astype(np.float32),
@@ -22,8 +25,23 @@ def saved(tmp_path, rng):
         np.array(0.7, np.float32),
         np.array(0.168, np.float32),
         ("g", "i"),
+        2 * modes if analysis else None,
     )
-    prior = GaussianPrior(basis, rng.normal(size=3), np.tril(rng.normal(size=(3, 3))))
+    return GaussianPrior(basis, rng.normal(size=3), np.tril(rng.normal(size=(3, 3))))
+
+
+def latent(rng, key):
+    return LatentPrior(gaussian(rng, True), LatentNetwork(3, 8, 2, key=key))
+
+
+@pytest.fixture(params=["gaussian", "analysis", "latent"])
+def saved(request, tmp_path, rng, key):
+    kinds = {
+        "gaussian": lambda: gaussian(rng),
+        "analysis": lambda: gaussian(rng, True),
+        "latent": lambda: latent(rng, key),
+    }
+    prior = kinds[request.param]()
     path = tmp_path / "00.eqx"
     write_prior(path, prior, {"lap": 0, "note": "any"})
     return path, prior
@@ -33,10 +51,45 @@ def test_prior_comes_back_as_written(saved):
     path, prior = saved
     read, card = read_prior(path)
     assert card == {"lap": 0, "note": "any"} and read.basis.bands == ("g", "i")
+    assert jax.tree.structure(read) == jax.tree.structure(prior)
     pairs = zip(jax.tree.leaves(read), jax.tree.leaves(prior), strict=True)
     for a, b in pairs:
         assert np.asarray(a).dtype == np.asarray(b).dtype
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_latent_prior_denoises_as_before(tmp_path, rng, key):
+    prior = latent(rng, key)
+    write_prior(tmp_path / "a.eqx", prior, {})
+    e_t = jax.numpy.asarray(rng.normal(size=(4, 3)))
+    read = read_prior(tmp_path / "a.eqx")[0]
+    for a, b in zip(
+        read.denoise_latent(e_t, jax.numpy.asarray(0.3)),
+        prior.denoise_latent(e_t, jax.numpy.asarray(0.3)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_header_is_read_without_the_leaves(saved):
+    path, prior = saved
+    header = read_header(path)
+    tier = "latent" if isinstance(prior, LatentPrior) else "gaussian"
+    assert (header["tier"], header["stamp"], header["modes"]) == (tier, 5, 3)
+    assert header["bands"] == ["g", "i"] and header["card"]["note"] == "any"
+
+
+def test_gaussian_priors_of_the_first_format_are_still_read(tmp_path, rng):
+    prior, path = gaussian(rng), tmp_path / "old.eqx"
+    header = {"format": "blendem-gaussian-prior-1", "bands": ["g", "i"]}
+    header |= {"stamp": 5, "modes": 3, "card": {"lap": 4}}
+    with open(path, "wb") as file:
+        file.write((json.dumps(header) + "\n").encode())
+        eqx.tree_serialise_leaves(file, prior)
+    read, card = read_prior(path)
+    assert card == {"lap": 4} and isinstance(read, GaussianPrior)
+    np.testing.assert_array_equal(read.basis.modes, prior.basis.modes)
+    np.testing.assert_array_equal(read.cholesky, prior.cholesky)
 
 
 def test_files_that_are_no_whole_prior_are_named(saved, tmp_path):
@@ -48,12 +101,50 @@ def test_files_that_are_no_whole_prior_are_named(saved, tmp_path):
     path.write_bytes(whole[: whole.index(b"\n") + 1])
     with pytest.raises(InputError, match=r"00\.eqx: truncated or damaged"):
         read_prior(path)
-    header = json.loads(whole.splitlines()[0]) | {"format": "other-9"}
-    path.write_text(json.dumps(header) + "\n")
-    with pytest.raises(InputError, match=r"00\.eqx: format 'other-9'"):
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(InputError, match=r"00\.eqx: damaged, it goes on"):
+        read_prior(path)
+    header = json.loads(whole.splitlines()[0])
+    rest = whole[whole.index(b"\n") :]
+    path.write_bytes(json.dumps(header | {"format": "other-9"}).encode() + rest)
+    with pytest.raises(InputError, match=r"00\.eqx: format 'other-9'.*blendem-prior-2"):
+        read_prior(path)
+    path.write_bytes(json.dumps(header | {"tier": "flow"}).encode() + rest)
+    with pytest.raises(InputError, match=r"00\.eqx: tier 'flow' is unknown"):
+        read_prior(path)
+    path.write_bytes(json.dumps(header | {"modes": 4}).encode() + rest)
+    with pytest.raises(InputError, match=r"00\.eqx: truncated or damaged"):
+        read_prior(path)
+    del header["network"]
+    path.write_bytes(json.dumps(header).encode() + rest)
+    with pytest.raises(InputError, match=r"00\.eqx: its header lacks network"):
         read_prior(path)
     path.write_bytes(b"\x89HDF\n")
     with pytest.raises(InputError, match=r"00\.eqx: not a prior"):
         read_prior(path)
     with pytest.raises(InputError, match="no such prior"):
         read_prior(tmp_path / "none.eqx")
+
+
+def test_a_prior_that_does_not_fit_names_every_difference(rng):
+    prior = gaussian(rng)
+    fits = {"bands": ("i",), "stamp": 5, "pixel_scale": 0.1681, "psf_sigma": 0.7}
+    check_prior("a.eqx", prior, where="field f", **fits)
+    check_prior("a.eqx", prior, where="field f")
+    with pytest.raises(InputError) as caught:
+        check_prior(
+            "a.eqx",
+            prior,
+            where="field f",
+            bands=("g", "r", "z"),
+            stamp=49,
+            pixel_scale=0.2,
+            psf_sigma=0.9,
+        )
+    text = str(caught.value)
+    assert text.startswith(
+        "prior a.eqx: it has the bands g, i, field f needs r, z: set"
+    )
+    assert "stamps are 5 pixels wide, field f needs 49: set frame.stamp: 5" in text
+    assert "pixel_scale is 0.168 arcsec, field f has 0.2: set" in text
+    assert "psf_sigma is 0.7 pixel, field f has 0.9" in text

@@ -24,7 +24,11 @@ def main(
     """Draw every `chunks`-th galaxy of the training set."""
     n = len(range(chunk, stamps.n, stamps.chunks))
     galaxies = draw_galaxies(
-        n, rng, mag_limit=stamps.mag_limit, population=stamps.population
+        n,
+        rng,
+        mag_limit=stamps.mag_limit,
+        mag_bright=stamps.mag_bright,
+        population=stamps.population,
     )
     images = draw_stamps(
         galaxies,

@@ -1,27 +1,44 @@
 """Priors on disk: one JSON line that rebuilds the model, then its Equinox leaves."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from blendem.io.atomic import atomic_path
+from blendem.io.headers import FORMAT, read_header
 from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
+from blendem.prior.latent import LatentPrior
+from blendem.prior.network import LatentNetwork
 
-FORMAT = "blendem-gaussian-prior-1"
+Prior = GaussianPrior | LatentPrior
+SCALE_TOLERANCE = 0.01  # relative, of pixel scales and PSFs: rounding of a WCS
 
 
-def write_prior(path: str | Path, prior: GaussianPrior, card: dict[str, Any]) -> None:
-    """Write a prior and its model card; the file appears only when complete."""
+def write_prior(path: str | Path, prior: Prior, card: dict[str, Any]) -> None:
+    """Write a prior and its model card; the file appears only when complete.
+
+    Args:
+        path: The file.
+        prior: A prior of any tier.
+        card: How it was made, plain values: settings of the training, SHA-256 of the
+            data, validation curve, seconds, device.
+    """
     basis = prior.basis
     header = {
         "format": FORMAT,
+        "tier": tier_of(prior),
         "bands": list(basis.bands),
         "stamp": int(basis.mean.shape[-1]),
         "modes": len(basis.modes),
+        "analysis": basis.analysis is not None,
+        "network": _network_header(prior),
         "card": card,
     }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -29,44 +46,139 @@ def write_prior(path: str | Path, prior: GaussianPrior, card: dict[str, Any]) ->
         eqx.tree_serialise_leaves(file, prior)
 
 
-def read_prior(path: str | Path) -> tuple[GaussianPrior, dict[str, Any]]:
-    """Read a prior and its model card.
+def read_prior(path: str | Path) -> tuple[Prior, dict[str, Any]]:
+    """Read a prior of any tier and its model card.
 
     Raises:
-        InputError: If the file is missing, truncated, or of another format.
+        InputError: If the file is missing, no prior, truncated or longer than it should
+            be, or of another version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such prior; run the rule that makes it")
+    header = read_header(path)
+    like = _like(path, header)
     with open(path, "rb") as file:
-        try:
-            header = json.loads(file.readline())
-            known = header["format"] == FORMAT
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}: not a prior of blendem (no JSON header); train it again"
-            ) from None
-        if not known:
-            raise InputError(
-                f"{path}: format {header['format']!r}, this version reads {FORMAT!r};"
-                " train the prior again or use the version that wrote it"
-            )
-        d, n, bands = header["modes"], header["stamp"], tuple(header["bands"])
-        scalar, shape = np.zeros((), np.float32), (len(bands), n, n)
-        basis = Basis(
-            mean=np.zeros(shape, np.float32),
-            modes=np.zeros((d, *shape), np.float32),
-            eigenvalues=np.zeros(d, np.float32),
-            residual=scalar,
-            psf_sigma=scalar,
-            pixel_scale=scalar,
-            bands=bands,
-        )
-        like = GaussianPrior(basis, np.zeros(d), np.zeros((d, d)))
+        file.seek(header["start"])
         try:
             prior = eqx.tree_deserialise_leaves(file, like)
-        except (RuntimeError, ValueError, EOFError) as error:
+        except (RuntimeError, ValueError, EOFError, OSError) as error:
             raise InputError(
                 f"{path}: truncated or damaged ({error}); train the prior again"
             ) from None
+        if file.read(1):
+            raise InputError(
+                f"{path}: damaged, it goes on after the last weight; train the prior again"
+            )
+    if not isinstance(prior, GaussianPrior):
+        network = jax.tree.map(jnp.asarray, prior.network)
+        prior = eqx.tree_at(lambda p: p.network, prior, network)
     return prior, header["card"]
+
+
+def tier_of(prior: Prior) -> str:
+    """Name of a prior's tier, as in the configuration.
+
+    Raises:
+        TypeError: If it is no prior.
+    """
+    for tier, kind in {"gaussian": GaussianPrior, "latent": LatentPrior}.items():
+        if isinstance(prior, kind):
+            return tier
+    raise TypeError(f"{type(prior).__name__} is no prior that can be written")
+
+
+def gaussian_of(prior: Prior) -> GaussianPrior:
+    """The Gaussian that a prior of any tier builds on."""
+    return prior if isinstance(prior, GaussianPrior) else prior.gaussian
+
+
+def check_prior(
+    path: str | Path,
+    prior: Prior,
+    *,
+    where: str,
+    bands: Sequence[str] | None = None,
+    stamp: int | None = None,
+    pixel_scale: float | None = None,
+    psf_sigma: float | None = None,
+) -> None:
+    """Check that a prior fits what it is to be used with; None is not checked.
+
+    Args:
+        path: File of the prior, for the message.
+        prior: The prior.
+        where: What it is to be used with, for the message: a field or the configuration.
+        bands: Bands that the prior must have, in any order and with others between.
+        stamp: Side of the stamps [model pixel].
+        pixel_scale: Side of a model pixel [arcsec].
+        psf_sigma: Sigma of the model PSF [model pixel].
+
+    Raises:
+        InputError: With every difference: file, what it has, what is needed, what to do.
+    """
+    basis, problems = prior.basis, []
+    if missing := [b for b in bands or () if b not in basis.bands]:
+        problems.append(
+            f"it has the bands {', '.join(basis.bands)}, {where} needs"
+            f" {', '.join(missing)}: set frame.bands, or train a prior with"
+            f" {'it' if len(missing) == 1 else 'them'}"
+        )
+    side = int(basis.mean.shape[-1])
+    if stamp is not None and stamp != side:
+        problems.append(
+            f"its stamps are {side} pixels wide, {where} needs {stamp}: set frame.stamp:"
+            f" {side}, or train a prior with stamps of {stamp}"
+        )
+    for name, value, has, unit in (
+        ("pixel_scale", pixel_scale, float(basis.pixel_scale), "arcsec"),
+        ("psf_sigma", psf_sigma, float(basis.psf_sigma), "pixel"),
+    ):
+        if value is not None and abs(value - has) > SCALE_TOLERANCE * has:
+            problems.append(
+                f"its {name} is {has:.4g} {unit}, {where} has {value:.4g}: set"
+                f" frame.{name}: {has:.4g}, or train a prior with {value:.4g}"
+            )
+    if problems:
+        raise InputError(f"prior {path}: " + "; ".join(problems))
+
+
+def _network_header(prior: Prior) -> dict[str, Any]:
+    if isinstance(prior, GaussianPrior):
+        return {}
+    network = prior.network
+    return {
+        "width": network.width,
+        "blocks": network.blocks,
+        "dtype": str(network.last.weight.dtype),
+    }
+
+
+def _like(path: Path, header: dict[str, Any]) -> Prior:
+    """A prior of the shapes that a header tells, for the leaves to be read into."""
+    d, n, bands = header["modes"], header["stamp"], tuple(header["bands"])
+    scalar, shape = np.zeros((), np.float32), (len(bands), n, n)
+    basis = Basis(
+        mean=np.zeros(shape, np.float32),
+        modes=np.zeros((d, *shape), np.float32),
+        eigenvalues=np.zeros(d, np.float32),
+        residual=scalar,
+        psf_sigma=scalar,
+        pixel_scale=scalar,
+        bands=bands,
+        analysis=np.zeros((d, *shape), np.float32) if header["analysis"] else None,
+    )
+    gaussian = GaussianPrior(basis, np.zeros(d), np.zeros((d, d)))
+    if header["tier"] == "gaussian":
+        return gaussian
+    if header["tier"] == "latent":
+        sizes = header["network"]
+        shapes = eqx.filter_eval_shape(
+            LatentNetwork, d, sizes["width"], sizes["blocks"], key=jax.random.key(0)
+        )
+        return LatentPrior(
+            gaussian,
+            jax.tree.map(lambda x: np.zeros(x.shape, sizes["dtype"]), shapes),
+        )
+    raise InputError(
+        f"{path}: tier {header['tier']!r} is unknown to this version; use the version that"
+        " wrote it"
+    )
