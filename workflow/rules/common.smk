@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 import blendem
 from blendem.config import ConfigError, config_hash, load_config
+from blendem.io.headers import read_header
 from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
 from blendem.survey.instruments import INSTRUMENTS
 
@@ -28,6 +29,8 @@ try:
         ROWS = read_fields_table(CONFIG.fields)
         # Snakemake would name a missing file, but neither its field nor a remedy.
         check_files(ROWS)
+    # Tier of a given prior, which decides whether a denoiser is trained.
+    START_TIER = CONFIG.prior.start and read_header(CONFIG.prior.start)["tier"]
 except (ConfigError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -69,6 +72,10 @@ def files_of(chunk):
     rows = rows_of(chunk)
     catalogs = [row["catalog"] for row in rows if row["catalog"]]
     return [row["path"] for row in rows] + catalogs
+
+
+# Basis of all priors of the run, with the moments of the training set.
+BASIS = f"{OUT}/prior/basis.eqx"
 
 
 def prior_of(lap):

@@ -5,7 +5,11 @@ PLOT_CODE = ["plot/inputs", "plot/pictures", "plot/scores", "plot/style"]
 BAND = CONFIG.infer.reference_band
 # One field stands for all.
 SHOWN = FIELDS[0]
-FIGURES = ["field", "blends", "sources", "chi2", "evidence", "prior"]
+FIGURES = ["field", "blends", "sources", "chi2", "prior"]
+if TRAINED:
+    FIGURES += ["training"]
+if LAPS:
+    FIGURES += ["evidence"]
 if SIMULATED:
     FIGURES += ["flux_error", "coverage"]
 
@@ -113,9 +117,10 @@ rule plot_evidence:
 
 rule plot_prior:
     input:
-        code=modules(*PLOT_CODE),
-        first=prior_of(0),
+        code=modules(*PLOT_CODE, "inference/sampler", "prior/stamps"),
+        basis=BASIS,
         last=prior_of(LAPS),
+        stamps=[] if CONFIG.prior.start else STAMPS[:1],
     output:
         f"{OUT}/figures/prior.png",
     log:
@@ -127,9 +132,28 @@ rule plot_prior:
     params:
         seed=CONFIG.seed,
         band=BAND,
+        prior=CONFIG.prior.model_dump(exclude={"train", "network"}),
         plot=PLOT,
     script:
         "../scripts/plot_prior.py"
+
+
+rule plot_training:
+    input:
+        code=modules(*PLOT_CODE),
+        curve=f"{OUT}/prior/00.csv",
+    output:
+        f"{OUT}/figures/training.png",
+    log:
+        f"{OUT}/logs/plot_training.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_training.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    params:
+        plot=PLOT,
+    script:
+        "../scripts/plot_training.py"
 
 
 rule plot_flux_error:

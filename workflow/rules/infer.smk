@@ -8,7 +8,7 @@ rule extract_blends:
         ),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),
-        prior=prior_of(0),
+        basis=BASIS,
     output:
         blends=f"{OUT}/blends/{{chunk}}.h5",
     log:
@@ -30,7 +30,7 @@ rule compute_statistics:
     input:
         code=modules("inference/statistics", "inference/amplitude", "renderer", "psf"),
         blends=f"{OUT}/blends/{{chunk}}.h5",
-        prior=prior_of(0),
+        basis=BASIS,
     output:
         statistics=f"{OUT}/statistics/{{chunk}}.h5",
     log:
@@ -40,7 +40,7 @@ rule compute_statistics:
     conda:
         "../../envs/blendem.yaml"
     params:
-        infer=CONFIG.infer.model_dump(exclude={"samples"}),
+        infer=CONFIG.infer.model_dump(exclude={"samples", "steps", "corrector"}),
         blends=CONFIG.blends.model_dump(),
         max_chi2=CONFIG.em.max_chi2,
     script:
@@ -49,7 +49,14 @@ rule compute_statistics:
 
 rule sample_posterior:
     input:
-        code=modules("inference/posterior"),
+        code=modules(
+            "inference/posterior",
+            "inference/draws",
+            "inference/likelihood",
+            "inference/sampler",
+            "prior/latent",
+            "prior/schedule",
+        ),
         blends=f"{OUT}/blends/{{chunk}}.h5",
         statistics=f"{OUT}/statistics/{{chunk}}.h5",
         prior=prior_of(LAPS),
@@ -63,9 +70,19 @@ rule sample_posterior:
         "../../envs/blendem.yaml"
     params:
         seed=CONFIG.seed,
-        samples=CONFIG.infer.samples,
+        infer=CONFIG.infer.model_dump(include={"samples", "steps", "corrector"}),
     script:
         "../scripts/sample_posterior.py"
+
+
+# Goes into the header of the catalogs.
+if CONFIG.prior.tier == "gaussian":
+    METHOD = f"gaussian prior, exact posterior, {LAPS} EM laps"
+else:
+    METHOD = (
+        f"{CONFIG.prior.tier} diffusion prior, reverse diffusion,"
+        f" {CONFIG.infer.steps} steps, corrector {CONFIG.infer.corrector:g}"
+    )
 
 
 # A rule per chunk, since the names of its outputs are those of the chunk's fields.
@@ -97,7 +114,7 @@ for number in range(CHUNKS):
             infer=CONFIG.infer.model_dump(),
             blends=CONFIG.blends.model_dump(),
             meta={
-                "METHOD": f"{CONFIG.prior.tier} prior, exact posterior, {LAPS} EM laps",
+                "METHOD": METHOD,
                 "CONFIG": config_hash(CONFIG),
                 "VERSION": VERSION,
             },
@@ -112,7 +129,7 @@ for number in range(CHUNKS):
             fields=files_of(number),
             blends=f"{OUT}/blends/{number}.h5",
             statistics=f"{OUT}/statistics/{number}.h5",
-            prior=prior_of(0),
+            basis=BASIS,
         output:
             maps=expand(f"{OUT}/map/{{field}}.fits", field=fields_of(number)),
             timing=f"{OUT}/map/{number}.h5",

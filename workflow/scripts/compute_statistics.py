@@ -88,7 +88,7 @@ if "snakemake" in globals():
     configure_logging(snakemake.log[0])
     main(
         Path(snakemake.input.blends),
-        Path(snakemake.input.prior),
+        Path(snakemake.input.basis),
         Path(snakemake.output.statistics),
         InferConfig(**snakemake.params.infer),
         BlendsConfig(**snakemake.params.blends),

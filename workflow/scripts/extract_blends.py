@@ -9,7 +9,7 @@ from blendem.blend import Bucket, stack
 from blendem.config import BlendsConfig, DetectConfig, FrameConfig
 from blendem.io.blends import BlendSet, signature, write_blends
 from blendem.io.fields import ObservedField, read_observation
-from blendem.io.priors import read_prior
+from blendem.io.priors import check_prior, read_prior
 from blendem.io.table import FieldRow, InputError
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import Basis
@@ -30,7 +30,8 @@ def main(
     frame: FrameConfig,
 ) -> None:
     """Read every field, find its sources where it has no catalog, cut and stack."""
-    basis = read_prior(prior)[0].basis
+    model, _ = read_prior(prior)
+    basis = model.basis
     buckets = [Bucket(b.sources, b.size) for b in config.buckets]
     names = list(dict.fromkeys(row.field for row in rows))
     sources, blends, stacks, fields = [], [], {}, {}
@@ -42,7 +43,18 @@ def main(
     psf_side = max(o.psf.shape[-1] for group in by_field.values() for o in group)
     for name, observed in by_field.items():
         first = observed[0]
-        planes = [_plane(o, basis, psf_side) for o in observed]
+        planes = []
+        for o in observed:
+            scale = _scale(o) if not planes else None  # the first sets the model grid
+            check_prior(
+                prior,
+                model,
+                where=f"{o.path} (field {name})",
+                bands=o.bands,
+                stamp=frame.stamp,
+                pixel_scale=frame.pixel_scale or scale,
+            )
+            planes.append(_plane(o, basis, psf_side))
         catalog = first.catalog
         if catalog is None:
             catalog = _detect(first, detection)
@@ -121,24 +133,21 @@ def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def _plane(observed: ObservedField, basis: Basis, psf_side: int) -> Plane:
-    where = f"{observed.path} (field {observed.field})"
-    missing = [b for b in observed.bands if b not in basis.bands]
-    if missing:
-        raise InputError(
-            f"{where}: band {', '.join(missing)} is not in the prior, which has"
-            f" {', '.join(basis.bands)}; set frame.bands or train a prior with it"
-        )
     pad = (psf_side - observed.psf.shape[-1]) // 2
-    known = INSTRUMENTS.get(observed.instrument)
-    scale = pixel_scale_of(observed.wcs, known.pixel_scale if known else DEFAULT_SCALE)
     return Plane(
         observed.image,
         observed.variance,
         np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)]),
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
-        scale,
+        _scale(observed),
     )
+
+
+def _scale(observed: ObservedField) -> float:
+    """Side of a pixel [arcsec]."""
+    known = INSTRUMENTS.get(observed.instrument)
+    return pixel_scale_of(observed.wcs, known.pixel_scale if known else DEFAULT_SCALE)
 
 
 def _detect(observed: ObservedField, config: DetectConfig):
@@ -167,7 +176,7 @@ if "snakemake" in globals():
     params = snakemake.params
     main(
         [FieldRow.of(row) for row in params.rows],
-        Path(snakemake.input.prior),
+        Path(snakemake.input.basis),
         Path(snakemake.output.blends),
         BlendsConfig(**params.blends),
         DetectConfig(**params.detect),

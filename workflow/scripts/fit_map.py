@@ -122,7 +122,7 @@ if "snakemake" in globals():
     main(
         Path(given.blends),
         Path(given.statistics),
-        Path(given.prior),
+        Path(given.basis),
         [Path(path) for path in snakemake.output.maps],
         Path(snakemake.output.timing),
         MapConfig(**params.map),

@@ -30,6 +30,14 @@ from blendem.survey.extract import SourceFlag
 LOG = logging.getLogger(__name__)
 OBSERVED_MARGIN = 16  # observed stamps are wider than model stamps by this [pixel]
 BAD_FIT = 1.5  # chi2 over its expectation above which sources are flagged
+SAMPLER_COLUMNS = (
+    "negative_flux",
+    "solve_residual",
+    "unconverged",
+    "guards",
+    "solve_iterations",
+    "failed_draws",
+)
 STD_DRAWS = 16  # draws rendered for the deviation of observed images
 
 
@@ -293,6 +301,7 @@ def _finish_blends(data, sources, rendered, stats, post):
     for b in bands:
         columns[f"blendedness_{b}"] = np.full(n, np.nan)
     columns["chi2_blend"], columns["ndata_blend"] = np.full(n, np.nan), np.zeros(n, int)
+    summary = post["blends"]
     names = ["chi2", "expected_chi2", "n_data", "log_evidence"]
     names += [
         f"{kind}_{b}" for kind in ("chi2", "ndata", "autocorrelation") for b in bands
@@ -330,7 +339,6 @@ def _finish_blends(data, sources, rendered, stats, post):
                 blends[f"autocorrelation_{name}"][row] = np.mean(
                     (pull[i, :, 1:] * pull[i, :, :-1])[pair]
                 )
-        summary = post["blends"]
         blends["chi2"][row] = summary["chi2"][row]
         # E[chi2 of the posterior mean] = N - tr(H C): what the fit absorbs.
         blends["n_data"][row] = summary["n_data"][row]
@@ -342,7 +350,9 @@ def _finish_blends(data, sources, rendered, stats, post):
         columns["ndata_blend"][m] = int(summary["n_data"][row])
         if summary["chi2"][row] > BAD_FIT * blends["expected_chi2"][row]:
             columns["flags"][m] |= SourceFlag.BAD_FIT
-    rendered["blends"] = blends
+    # What the sampler says, for blends without a result too.
+    blends |= {name: summary[name] for name in SAMPLER_COLUMNS}
+    rendered["blends"] = blends | {"predictive_chi2": summary["chi2_draws"]}
 
 
 if "snakemake" in globals():

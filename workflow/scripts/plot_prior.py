@@ -1,4 +1,4 @@
-"""Pictures of the prior: draws before and after EM, mean and first modes."""
+"""Pictures of the prior: training galaxies, Gaussian draws, draws of the run's prior, modes."""
 
 from pathlib import Path
 
@@ -10,55 +10,79 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
 from blendem import plot
-from blendem.config import PlotConfig
-from blendem.io.priors import read_prior
+from blendem.config import PlotConfig, PriorConfig
+from blendem.inference.sampler import sample_prior
+from blendem.io.priors import Prior, read_prior
 from blendem.logs import configure_logging
 from blendem.plot.inputs import display_bands, save
-from blendem.prior.gaussian import GaussianPrior
-from blendem.rng import stage_key
+from blendem.prior.gaussian import Basis, GaussianPrior
+from blendem.prior.stamps import prepare_stamps
+from blendem.rng import stage_key, stage_rng
 
-COLUMNS = 7
+COLUMNS = 8
+STAMPS = 256  # training galaxies read, and draws: the mean is that of all of them
 
 
 def main(
-    first: Path,
+    basis: Path,
     last: Path,
+    stamps: list[Path],
     output: Path,
     band: str,
+    training: PriorConfig,
     config: PlotConfig,
     *,
     key: PRNGKeyArray,
+    rng: np.random.Generator,
 ) -> None:
-    """Read the priors, draw three rows, write the figure."""
-    priors = {"first prior": read_prior(first)[0], "last prior": read_prior(last)[0]}
-    basis = priors["first prior"].basis
-    rgb = display_bands(basis.bands, config.rgb)
-    mean = np.asarray(basis.mean)
-    stretch = 0.03 * float(mean[[basis.bands.index(b) for b in rgb]].max())
+    """Read the priors, draw a row of each, write the figure."""
+    gaussian, prior = read_prior(basis)[0], read_prior(last)[0]
+    space = gaussian.basis
+    rows = {}
+    if stamps:
+        images = np.load(stamps[0], mmap_mode="r")[:STAMPS]
+        images, _ = prepare_stamps(
+            np.asarray(images),
+            space.bands.index(band),
+            amplitude_jitter=training.amplitude_jitter,
+            colour_jitter=training.colour_jitter,
+            rng=rng,
+        )
+        rows["training\ngalaxies"] = images
+    rows["Gaussian\ndraws"] = draw(gaussian, key)
+    if isinstance(prior, GaussianPrior):
+        rows["draws\nafter EM"] = draw(prior, key)
+    else:
+        rows["diffusion\ndraws"] = draw(prior, key)
+    rgb = display_bands(space.bands, config.rgb)
+    mean = np.asarray(space.mean)
+    stretch = 0.03 * float(mean[[space.bands.index(b) for b in rgb]].max())
     look = {"rgb": rgb, "stretch": stretch, "q": config.q}
-
-    def picture(image):
-        return plot.lupton(np.asarray(image), basis.bands, **look)
-
     with matplotlib.rc_context(plot.STYLE):
-        figure = Figure(figsize=(plot.TWO_COLUMNS, 3.5))
-        rows = figure.subplots(3, COLUMNS)
-        for axes, (name, prior) in zip(rows, priors.items(), strict=False):
-            # The same key: draws differ only as the moments do.
-            draws = basis.decode(np.asarray(prior.sample(COLUMNS - 1, key=key)))
-            images = [prior.basis.decode(prior.mean), *draws]
-            plot.plot_prior_samples(axes, [picture(image) for image in images])
-            axes[0].set_title("mean", loc="left")
-            axes[1].set_title("draws", loc="left")
+        figure = Figure(figsize=(plot.TWO_COLUMNS, 0.95 * (len(rows) + 1) + 0.2))
+        panels = figure.subplots(len(rows) + 1, COLUMNS)
+        for axes, (name, images) in zip(panels, rows.items(), strict=False):
+            shown = [images.mean(axis=0), *images[: COLUMNS - 1]]
+            pictures = [plot.lupton(np.asarray(i), space.bands, **look) for i in shown]
+            plot.plot_prior_samples(axes, pictures)
             axes[0].set_ylabel(name)
-        draw_modes(rows[2], priors["first prior"], band)
-        rows[2, 0].set_ylabel(f"modes, {band}")
+        panels[0, 0].set_title(f"mean of {STAMPS}", fontsize=7)
+        draw_modes(panels[-1], space, band)
+        panels[-1, 0].set_ylabel(f"modes, {band}")
         save(figure, output, config.dpi)
 
 
-def draw_modes(axes: plot.Panels, prior: GaussianPrior, band: str) -> None:
+def draw(prior: Prior, key: PRNGKeyArray) -> np.ndarray:
+    """Images of unconditional draws."""
+    if isinstance(prior, GaussianPrior):
+        z = prior.sample(STAMPS, key=key)
+    else:
+        z = sample_prior(prior, STAMPS, key=key)
+    return np.asarray(prior.basis.decode(np.asarray(z)))
+
+
+def draw_modes(axes: plot.Panels, basis: Basis, band: str) -> None:
     """The first modes in one band, red positive, each with its share of the variance."""
-    basis = prior.basis
     index = basis.bands.index(band)
     values = np.asarray(basis.eigenvalues)
     total = values.sum() + float(basis.residual)
@@ -77,11 +101,15 @@ def draw_modes(axes: plot.Panels, prior: GaussianPrior, band: str) -> None:
 if "snakemake" in globals():
     jax.config.update("jax_platforms", "cpu")  # a picture is not worth a GPU
     configure_logging(snakemake.log[0])
+    params = snakemake.params
     main(
-        Path(snakemake.input.first),
+        Path(snakemake.input.basis),
         Path(snakemake.input.last),
+        [Path(path) for path in snakemake.input.stamps],
         Path(snakemake.output[0]),
-        snakemake.params.band,
-        PlotConfig(**snakemake.params.plot),
-        key=stage_key(snakemake.params.seed, "plot_prior"),
+        params.band,
+        PriorConfig(**params.prior),
+        PlotConfig(**params.plot),
+        key=stage_key(params.seed, "plot_prior"),
+        rng=stage_rng(params.seed, "plot_prior"),
     )

@@ -1,4 +1,4 @@
-"""Exact joint posterior of every blend of a chunk, and draws from it."""
+"""Joint posterior draws of every blend of a chunk, and what the sampler says about them."""
 
 import logging
 import time
@@ -6,19 +6,41 @@ from pathlib import Path
 
 import numpy as np
 
-from blendem.inference.posterior import chi2, posterior
+from blendem.config import InferConfig
+from blendem.inference.draws import (
+    BlendDraws,
+    exact_draws,
+    negative_flux_fraction,
+    sampled_draws,
+)
+from blendem.inference.likelihood import complete_draws, galaxy_likelihood
+from blendem.inference.posterior import BlendStatistics, posterior
+from blendem.inference.sampler import Draws, SamplerSettings, sample
 from blendem.io.blends import read_blends
-from blendem.io.priors import read_prior
+from blendem.io.priors import Prior, read_prior
 from blendem.io.products import write_h5
 from blendem.io.statistics import read_statistics
 from blendem.logs import configure_logging
-from blendem.rng import stage_rng
+from blendem.prior.gaussian import GaussianPrior
+from blendem.rng import stage_key, stage_rng
 
 LOG = logging.getLogger(__name__)
+DIAGNOSTICS = (
+    "solve_residual",
+    "unconverged",
+    "guards",
+    "solve_iterations",
+    "failed_draws",
+)
 
 
 def main(
-    blends: Path, statistics: Path, prior: Path, output: Path, samples: int, seed: int
+    blends: Path,
+    statistics: Path,
+    prior: Path,
+    output: Path,
+    infer: InferConfig,
+    seed: int,
 ) -> None:
     """A blend whose posterior fails is marked and does not stop the others."""
     start = time.perf_counter()
@@ -27,54 +49,135 @@ def main(
     d, n = len(model.mean), len(data.sources["id"])
     rows = data.blends
     n_blends = len(rows["field"])
+    given, names = {}, {}
+    for row, s in enumerate(read_statistics(statistics, data)):
+        names[row] = f"{rows['field'][row]}/{rows['number'][row]}"
+        if s is not None:
+            given[row] = s
+        elif rows["stack"][row] >= 0:
+            LOG.warning("%s: statistics are not finite", names[row])
+    tier = _exact if isinstance(model, GaussianPrior) else _sampled
+    results, notes = tier(given, names, model, infer, seed)
     out = {
         "mean": np.full((n, d), np.nan),
-        "z": np.full((samples, n, d), np.nan, np.float32),
+        "z": np.full((infer.samples, n, d), np.nan, np.float32),
         "shift": np.zeros((n, 2)),
         "shift_sd": np.zeros((n, 2)),
     }
-    per_blend = {
-        name: np.full(n_blends, np.nan)
-        for name in ("chi2", "effective", "log_evidence", "n_data", "chi2_draws")
-    }
-    sky = []
-    for row, s in enumerate(read_statistics(statistics, data)):
-        name = f"{rows['field'][row]}/{rows['number'][row]}"
-        sky.append(np.zeros(0))
-        if s is None:
-            if rows["stack"][row] >= 0:
-                LOG.warning("%s: statistics are not finite", name)
-            continue
-        try:
-            p = posterior(s, model)
-        except (np.linalg.LinAlgError, ValueError) as error:
-            LOG.warning("%s: no posterior: %s", name, error)
-            continue
-        draws = p.draw(samples, stage_rng(seed, f"sample_posterior/{name}"))
+    columns = ("chi2", "effective", "log_evidence", "n_data", "chi2_draws")
+    columns += ("negative_flux", *DIAGNOSTICS)
+    per_blend = {name: np.full(n_blends, np.nan) for name in columns}
+    sky = [np.zeros(0)] * n_blends
+    for row, values in notes.items():
+        for name, value in zip(DIAGNOSTICS, values, strict=True):
+            per_blend[name][row] = value
+    for row, p in results.items():
         members = np.flatnonzero(data.sources["blend"] == row)
         members = members[np.argsort(data.sources["slot"][members])]
         k = len(members)
+        z = p.draws[:, : k * d].reshape(-1, k, d)
         out["mean"][members] = p.mean[: k * d].reshape(k, d)
-        out["z"][:, members] = draws[:, : k * d].reshape(samples, k, d)
-        rest = p.mean[k * d :]
+        out["z"][:, members] = z
+        rest, sd = p.mean[k * d :], p.sd[k * d :]
         if len(rest) >= 2 * k:  # shift modes, in units of their prior deviation
             out["shift"][members] = rest[: 2 * k].reshape(k, 2)
-            sd = np.sqrt(np.sum(p.root[k * d : k * (d + 2)] ** 2, axis=1))
-            out["shift_sd"][members] = sd.reshape(k, 2)
+            out["shift_sd"][members] = sd[: 2 * k].reshape(k, 2)
             rest = rest[2 * k :]
-        sky[-1] = rest
+        sky[row] = rest
         per_blend["chi2"][row] = p.chi2_of_mean
-        per_blend["effective"][row] = p.effective_parameters
+        per_blend["effective"][row] = p.effective
         per_blend["log_evidence"][row] = p.log_evidence
-        per_blend["n_data"][row] = s.n_data
-        per_blend["chi2_draws"][row] = chi2(s, draws).mean()
+        per_blend["n_data"][row] = given[row].n_data
+        per_blend["chi2_draws"][row] = p.chi2_of_draws
+        per_blend["negative_flux"][row] = negative_flux_fraction(
+            model.basis, z, np.asarray(given[row].is_star, bool)
+        )
     width = max(map(len, sky), default=0)
     out["sky"] = np.array([np.pad(x, (0, width - len(x))) for x in sky]).reshape(
         n_blends, width
     )
     seconds = time.perf_counter() - start
-    LOG.info("%d blends, %d draws each: %.1f s", n_blends, samples, seconds)
+    LOG.info("%d blends, %d draws each: %.1f s", n_blends, infer.samples, seconds)
     write_h5(output, out | {"blends": per_blend}, {"seconds": seconds})
+
+
+def _exact(
+    given: dict[int, BlendStatistics],
+    names: dict[int, str],
+    prior: GaussianPrior,
+    infer: InferConfig,
+    seed: int,
+) -> tuple[dict[int, BlendDraws], dict[int, tuple]]:
+    """Closed form: nothing is solved by iterations."""
+    results, notes = {}, {}
+    for row, s in given.items():
+        try:
+            p = posterior(s, prior)
+        except (np.linalg.LinAlgError, ValueError) as error:
+            LOG.warning("%s: no posterior: %s", names[row], error)
+            continue
+        rng = stage_rng(seed, f"sample_posterior/{names[row]}")
+        results[row] = exact_draws(s, p, infer.samples, rng)
+        notes[row] = (0.0, 0, 0, 0.0, 0)
+    return results, notes
+
+
+def _sampled(
+    given: dict[int, BlendStatistics],
+    names: dict[int, str],
+    prior: Prior,
+    infer: InferConfig,
+    seed: int,
+) -> tuple[dict[int, BlendDraws], dict[int, tuple]]:
+    """Reverse diffusion of the galaxies of all blends; nuisances follow exactly."""
+    likelihoods = {}
+    for row, s in given.items():
+        try:
+            likelihoods[row] = galaxy_likelihood(s, prior)
+        except (np.linalg.LinAlgError, ValueError) as error:
+            LOG.warning("%s: no posterior: %s", names[row], error)
+    settings = SamplerSettings(steps=infer.steps, corrector=infer.corrector)
+    found = sample(
+        prior,
+        list(likelihoods.values()),
+        infer.samples,
+        settings,
+        keys=[stage_key(seed, f"sample_posterior/{names[r]}") for r in likelihoods],
+    )
+    results, notes = {}, {}
+    for row, one in zip(likelihoods, found, strict=True):
+        notes[row] = _notes(one)
+        if one.failed.any():
+            LOG.warning(
+                "%s: no posterior: %d of %d draws are not finite",
+                names[row],
+                one.failed.sum(),
+                infer.samples,
+            )
+            continue
+        if one.unconverged or one.guards:
+            LOG.info(
+                "%s: %d solves above the tolerance, worst residual %.1e, %d guards",
+                names[row],
+                one.unconverged,
+                one.residual,
+                one.guards,
+            )
+        rng = stage_rng(seed, f"sample_posterior/{names[row]}")
+        w = complete_draws(given[row], prior, one.e, rng)
+        results[row] = sampled_draws(given[row], w)
+    return results, notes
+
+
+def _notes(draws: Draws) -> tuple:
+    """Values of `DIAGNOSTICS`."""
+    return (
+        draws.residual,
+        draws.unconverged,
+        draws.guards,
+        draws.iterations,
+        int(draws.failed.sum()),
+    )
 
 
 if "snakemake" in globals():
@@ -84,6 +187,6 @@ if "snakemake" in globals():
         Path(snakemake.input.statistics),
         Path(snakemake.input.prior),
         Path(snakemake.output.posterior),
-        snakemake.params.samples,
+        InferConfig(**snakemake.params.infer),
         snakemake.params.seed,
     )

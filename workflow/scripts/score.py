@@ -42,7 +42,8 @@ def main(
     used = joined[joined["in_em"]]
     final = {
         "lap": last_lap,
-        "log_evidence": used["log_evidence"].sum(),
+        # NaN for diffusion tiers: nothing gives it in closed form.
+        "log_evidence": used["log_evidence"].sum(skipna=False),
         "n_data": used["n_data"].sum(),
         "n_blends": len(used),
     }

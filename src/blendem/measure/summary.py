@@ -43,6 +43,28 @@ def summarise_blends(blends: pd.DataFrame, bands: Sequence[str]) -> dict[str, An
             "chi2 of the posterior mean over its expectation N - tr(H C), median blend",
         ),
     }
+    for column, meaning in (
+        ("unconverged", "with a solve above the tolerance of the sampler"),
+        ("guards", "where a solve met negative curvature"),
+        ("failed_draws", "with draws that are not finite; they have no result"),
+    ):
+        if column in blends:
+            out[f"blends_{column}"] = entry(
+                (blends[column] > 0).sum(), "", len(blends), f"blends {meaning}"
+            )
+    if "predictive_chi2" in good:
+        out["chi2_of_draws_per_pixel"] = entry(
+            good["predictive_chi2"].sum() / max(good["n_data"].sum(), 1),
+            "",
+            len(good),
+            "of the posterior draws, all blends together",
+        )
+        out["negative_flux_fraction"] = entry(
+            good["negative_flux"].mean(),
+            "",
+            len(good),
+            "share of fluxes of draws of galaxies below zero, all bands, mean blend",
+        )
     for b in bands:
         n_data = good[f"ndata_{b}"].sum()
         if n_data:
@@ -59,7 +81,9 @@ def summarise_blends(blends: pd.DataFrame, bands: Sequence[str]) -> dict[str, An
 
 
 def summarise_evidence(laps: pd.DataFrame) -> dict[str, Any]:
-    """Evidence at the first and the last prior."""
+    """Evidence at the first and the last prior; nothing for tiers without evidence."""
+    if laps["log_evidence"].isna().all():
+        return {}
     first, last = laps.iloc[0], laps.iloc[-1]
     steps = np.diff(laps["log_evidence"])
     return {

@@ -33,6 +33,7 @@ from blendem.plot.style import (
     TWO_COLUMNS,
     Panels,
 )
+from blendem.plot.training import plot_training
 
 __all__ = [
     "AMBER",
@@ -62,4 +63,5 @@ __all__ = [
     "plot_ranks",
     "plot_scale_bar",
     "plot_spread",
+    "plot_training",
 ]

@@ -1,4 +1,4 @@
-"""Train the first prior, or take a given one."""
+"""Principal components of the training stamps and their Gaussian moments, or given ones."""
 
 import hashlib
 import logging
@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from blendem.config import FrameConfig, PriorConfig
-from blendem.io.priors import read_prior, write_prior
+from blendem.io.priors import check_prior, gaussian_of, read_prior, write_prior
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.pca import fit_basis, fit_moments, normalise_stamps
+from blendem.prior.pca import fit_basis, fit_moments
+from blendem.prior.stamps import prepare_stamps
 from blendem.rng import stage_rng
 from blendem.survey.instruments import INSTRUMENTS
 
@@ -29,20 +30,29 @@ def main(
     """Principal components of the stamps, with amplitude and colour jitter."""
     if config.start is not None:
         prior, card = read_prior(config.start)
-        write_prior(output, prior, card | {"started_from": config.start})
+        check_prior(
+            config.start,
+            prior,
+            where="the configuration",
+            bands=(*(frame.bands or ()), reference_band),
+            stamp=frame.stamp,
+            pixel_scale=frame.pixel_scale,
+            psf_sigma=frame.psf_sigma,
+        )
+        write_prior(output, gaussian_of(prior), card | {"started_from": config.start})
         return
     images = np.concatenate([np.load(path) for path in stamps])
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     bands = frame.bands or INSTRUMENTS[instrument].bands
-    reference = bands.index(reference_band)
-    flux = images[:, reference].sum((-2, -1))
-    if (bad := ~(flux > 0)).any():
-        LOG.warning("%d stamps without flux in %s left out", bad.sum(), reference_band)
-        images = images[~bad]
-    colour = np.exp(rng.normal(0.0, config.colour_jitter, images.shape[:2]))
-    colour[:, reference] = 1.0
-    images = images * colour[:, :, None, None].astype(np.float32)
-    images = normalise_stamps(images, reference, config.amplitude_jitter, rng)
+    images, used = prepare_stamps(
+        images,
+        bands.index(reference_band),
+        amplitude_jitter=config.amplitude_jitter,
+        colour_jitter=config.colour_jitter,
+        rng=rng,
+    )
+    if not used.all():
+        LOG.warning("%d stamps without flux in %s left out", sum(~used), reference_band)
     basis = fit_basis(
         images,
         config.modes,
@@ -58,9 +68,9 @@ def main(
         "stamps_sha256": digest,
         "modes": len(basis.modes),
         "variance_outside_basis": float(basis.residual) / total,
-        "settings": config.model_dump(),
+        "settings": config.model_dump(exclude={"tier", "network", "train"}),
     }
-    LOG.info("prior: %s", card)
+    LOG.info("basis: %s", card)
     write_prior(output, prior, card)
 
 
@@ -69,10 +79,10 @@ if "snakemake" in globals():
     params = snakemake.params
     main(
         [Path(path) for path in snakemake.input.stamps],
-        Path(snakemake.output.prior),
+        Path(snakemake.output.basis),
         PriorConfig(**params.prior),
         FrameConfig(**params.frame),
         params.instrument,
         params.reference_band,
-        stage_rng(params.seed, "fit_prior"),
+        stage_rng(params.seed, "fit_basis"),
     )

@@ -1,0 +1,61 @@
+"""Panels of a training: losses, and the loss by noise level."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+
+from blendem.plot.style import BLUE, GREY, ORANGE, SEQUENTIAL, Panels
+
+
+def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
+    """Draw losses over steps, and the held-out squared error over Wiener's by noise level.
+
+    Args:
+        axes: Two.
+        curve: `step`, `train_loss`, `held_out` and `ratio_<sigma>` of every evaluation.
+
+    Returns:
+        The training curve, the held-out curve, and one line per noise level.
+    """
+    levels = sorted(
+        float(c.removeprefix("ratio_")) for c in curve if c.startswith("ratio_")
+    )
+    step = curve["step"] / 1000
+    loss, ratio = axes
+    # The training loss has the variance head's term in it: a scale of its own.
+    (trained,) = loss.plot(step, curve["train_loss"], color=GREY, marker=".")
+    loss.set(xlabel="step [1000]")
+    loss.set_ylabel("training loss, both heads", color=GREY)
+    other = loss.twinx()
+    (held,) = other.plot(step, curve["held_out"], color=BLUE, marker=".")
+    best = int(np.argmin(curve["held_out"]))
+    other.plot(step[best], curve["held_out"][best], "o", mfc="none", color=ORANGE)
+    other.annotate(
+        f"kept: {curve['held_out'][best]:.3f}",
+        (step[best], curve["held_out"][best]),
+        (-4, 8),
+        textcoords="offset points",
+        ha="right",
+        color=ORANGE,
+        size=7,
+    )
+    other.set_ylabel("held-out error / Wiener's, mean of levels", color=BLUE)
+    lines = []
+    colors = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.0, 0.85, len(levels)))
+    for sigma, color in zip(levels, colors, strict=True):
+        values = curve[f"ratio_{sigma:g}"]
+        label = rf"$\sigma$ = {sigma:g}"
+        lines += ratio.plot(step, values, color=color, marker=".", label=label)
+    ratio.axhline(1, color="black", lw=0.6, ls="--")
+    ratio.set(xlabel="step [1000]", ylabel="held-out squared error / Wiener's")
+    low = min(float(curve[f"ratio_{s:g}"].min()) for s in levels)
+    ratio.set_yscale("log")
+    ticks = [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if t > 0.8 * low]
+    ratio.yaxis.set_major_locator(FixedLocator(ticks))
+    ratio.yaxis.set_major_formatter(FixedFormatter([f"{t:g}" for t in ticks]))
+    ratio.yaxis.set_minor_locator(NullLocator())
+    ratio.yaxis.set_minor_formatter(NullFormatter())
+    ratio.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return [trained, held, *lines]

@@ -1,0 +1,188 @@
+"""Train the denoiser of the first prior; a training that was killed goes on."""
+
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from blendem.config import PriorConfig
+from blendem.io.atomic import atomic_path
+from blendem.io.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from blendem.io.priors import gaussian_of, read_prior, tier_of, write_prior
+from blendem.io.table import InputError
+from blendem.logs import configure_logging
+from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.latent import LatentPrior
+from blendem.prior.network import LatentNetwork
+from blendem.prior.stamps import prepare_stamps
+from blendem.prior.train import (
+    HELD_OUT_LEVELS,
+    Evaluation,
+    Settings,
+    State,
+    TrainingError,
+    start,
+    train,
+    training_set,
+)
+from blendem.rng import stage_key, stage_rng
+
+LOG = logging.getLogger(__name__)
+HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # part and number of the stamps not trained on
+
+
+def main(
+    basis: Path,
+    stamps: list[Path],
+    output: Path,
+    curve: Path,
+    checkpoint: Path,
+    config: PriorConfig,
+    reference_band: str,
+    seed: int,
+) -> None:
+    """Without stamps the prior is a given one, or the Gaussian itself."""
+    gaussian, card = read_prior(basis)
+    if config.start is not None and not stamps:
+        given, card = read_prior(config.start)
+        prior = gaussian_of(given) if config.tier == "gaussian" else given
+        card = card | {"started_from": config.start}
+        _write_curve(curve, [])
+    elif config.tier == "gaussian":
+        prior = gaussian
+        _write_curve(curve, [])
+    else:
+        prior, history, made = _train(
+            gaussian, stamps, checkpoint, config, reference_band, seed
+        )
+        card = card | made
+        _write_curve(curve, history)
+    if tier_of(prior) != config.tier:
+        raise InputError(
+            f"{config.start}: a prior of tier {tier_of(prior)}, prior.tier is"
+            f" {config.tier}; change one of them"
+        )
+    write_prior(output, prior, card)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _train(
+    gaussian: GaussianPrior,
+    stamps: list[Path],
+    checkpoint: Path,
+    config: PriorConfig,
+    reference_band: str,
+    seed: int,
+) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
+    """Train with checkpoints and a progress bar."""
+    settings = Settings(
+        **config.train.model_dump(),
+        amplitude_jitter=config.amplitude_jitter,
+        bfloat16=jax.default_backend() == "gpu",
+    )
+    images = np.concatenate([np.load(path) for path in stamps])
+    bands = gaussian.basis.bands
+    if images.shape[1:] != gaussian.basis.mean.shape:
+        raise InputError(
+            f"{config.start}: its stamps are {gaussian.basis.mean.shape}"
+            f" ({', '.join(bands)}), those of the training {images.shape[1:]} (band, y, x);"
+            " set frame.bands and frame.stamp to those of prior.start"
+        )
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    # The same generator as `fit_basis`: galaxies have the colours of the moments.
+    images, _ = prepare_stamps(
+        images,
+        bands.index(reference_band),
+        amplitude_jitter=0.0,
+        colour_jitter=config.colour_jitter,
+        rng=stage_rng(seed, "fit_basis"),
+    )
+    order = stage_rng(seed, "train_prior").permutation(len(images))
+    n = max(1, min(int(HELD_OUT * len(images)), MOST_HELD_OUT))
+    held_out = training_set(gaussian, images[order[:n]])
+    data = training_set(gaussian, images[order[n:]])
+    one, two = jax.random.split(stage_key(seed, "train_prior"))
+    network = LatentNetwork(
+        len(gaussian.mean), config.network.width, config.network.blocks, key=one
+    )
+    state = start(network, settings, key=two)
+    mark = fingerprint(settings._asdict(), data, held_out, state)
+    state, history = load_checkpoint(checkpoint, state, mark)
+    if history:
+        LOG.info("goes on after step %d", history[-1].step)
+
+    def result(state: State) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
+        card = {
+            "stamps": len(images),
+            "stamps_sha256": digest,
+            "held_out": n,
+            "training": settings._asdict(),
+            "network": config.network.model_dump(),
+            "levels": list(HELD_OUT_LEVELS),
+            "validation": [e._asdict() for e in history],
+            "seconds": float(state.seconds),
+            "device": jax.devices()[0].device_kind,
+        }
+        return LatentPrior(gaussian, state.best), history, card
+
+    bar = tqdm(total=settings.steps, initial=int(state.step), file=sys.stderr)
+    with bar:
+        try:
+            training = train(state, data, held_out, settings)
+            for state, evaluation in training:
+                history.append(evaluation)
+                save_checkpoint(checkpoint, state, history, mark)
+                bar.update(evaluation.step - bar.n)
+                bar.set_description(f"held out {evaluation.held_out:.3f}")
+                LOG.info("%s", evaluation)
+        except TrainingError as error:
+            if not history:
+                raise
+            kept = checkpoint.with_name("last_good.eqx")
+            prior, _, card = result(state)
+            write_prior(kept, prior, card)
+            raise TrainingError(
+                f"{error} The best weights up to step {int(state.step)} are in {kept},"
+                " a prior that prior.start can name."
+            ) from error
+    LOG.info("stopped after step %d, %.1f s", int(state.step), float(state.seconds))
+    return result(state)
+
+
+def _write_curve(path: Path, history: list[Evaluation]) -> None:
+    rows = [
+        {
+            "step": e.step,
+            "seconds": e.seconds,
+            "train_loss": e.train_loss,
+            "held_out": e.held_out,
+        }
+        | {f"ratio_{s:g}": v for s, v in zip(HELD_OUT_LEVELS, e.ratio, strict=True)}
+        | {f"nll_{s:g}": v for s, v in zip(HELD_OUT_LEVELS, e.nll, strict=True)}
+        for e in history
+    ]
+    columns = ["step", "seconds", "train_loss", "held_out"]
+    columns += [f"{name}_{s:g}" for name in ("ratio", "nll") for s in HELD_OUT_LEVELS]
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
+
+
+if "snakemake" in globals():
+    configure_logging(snakemake.log[0])
+    params = snakemake.params
+    main(
+        Path(snakemake.input.basis),
+        [Path(path) for path in snakemake.input.stamps],
+        Path(snakemake.output.prior),
+        Path(snakemake.output.curve),
+        Path(params.checkpoint),
+        PriorConfig(**params.prior),
+        params.reference_band,
+        params.seed,
+    )
