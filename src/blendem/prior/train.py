@@ -108,9 +108,9 @@ class State(eqx.Module):
         best_loss, stale: Lowest held-out loss, evaluations since.
     """
 
-    network: LatentNetwork
-    average: LatentNetwork
-    best: LatentNetwork
+    network: eqx.Module
+    average: eqx.Module
+    best: eqx.Module
     optimizer: optax.OptState
     key: PRNGKeyArray
     step: np.ndarray
@@ -149,7 +149,7 @@ def _cosine(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(rate))
 
 
-def start(network: LatentNetwork, settings: Settings, *, key: PRNGKeyArray) -> State:
+def start(network: eqx.Module, settings: Settings, *, key: PRNGKeyArray) -> State:
     """State before the first step; `network` may be warm."""
     optimizer = _cosine(settings).init(eqx.filter(network, eqx.is_array))
     zero = np.zeros((), np.float32)
