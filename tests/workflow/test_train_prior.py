@@ -1,0 +1,171 @@
+"""Training as the workflow runs it: kills, NaN, given priors."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from blendem.config import PriorConfig
+from blendem.io.priors import read_prior, write_prior
+from blendem.io.table import InputError
+from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.latent import LatentPrior
+from blendem.prior.pca import fit_basis, fit_moments
+from blendem.prior.stamps import prepare_stamps
+from blendem.prior.train import TrainingError
+
+BANDS, SIDE = ("g", "i"), 9
+
+
+def galaxies(rng, n=120):
+    """Gaussian blobs of two colours."""
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE // 2
+    size = rng.uniform(0.8, 2.0, (n, 1, 1))
+    q = rng.uniform(0.5, 1.0, (n, 1, 1))
+    blob = np.exp(-0.5 * ((y / size) ** 2 + (x / (q * size)) ** 2))
+    colour = rng.uniform(0.5, 2.0, n)
+    return np.stack([colour[:, None, None] * blob, blob], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    stamps = galaxies(rng)
+    np.save(tmp_path / "0.npy", stamps)
+    images, _ = prepare_stamps(
+        stamps, 1, amplitude_jitter=0.3, colour_jitter=0.0, rng=rng
+    )
+    basis = fit_basis(images, 4, bands=BANDS, psf_sigma=0.7, pixel_scale=0.2, rng=rng)
+    prior = GaussianPrior.from_moments(basis, *fit_moments(basis, images))
+    write_prior(tmp_path / "basis.eqx", prior, {"stamps": 120})
+    return tmp_path
+
+
+def config(**changes):
+    train = {"steps": 12, "batch": 16, "evaluate": 4}
+    settings = {"tier": "latent", "network": {"width": 8, "blocks": 1}, "train": train}
+    return PriorConfig(**settings | {"amplitude_jitter": 0.3} | changes)
+
+
+def run(module, folder, name="00", stamps=("0.npy",), **changes):
+    output = folder / f"{name}.eqx"
+    module.main(
+        folder / "basis.eqx",
+        [folder / s for s in stamps],
+        output,
+        folder / f"{name}.csv",
+        folder / "checkpoints" / f"{name}.ckpt",
+        config(**changes),
+        "i",
+        7,
+    )
+    return output
+
+
+def assert_same(one, two):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    for a, b in pairs:
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_prior_comes_with_its_card_and_curve(script, folder, capsys):
+    path = run(script("train_prior"), folder)
+    prior, card = read_prior(path)
+    assert isinstance(prior, LatentPrior)
+    assert_same(prior.gaussian, read_prior(folder / "basis.eqx")[0])
+    assert card["held_out"] == 12 and card["stamps"] == 120
+    assert card["training"]["steps"] == 12 and card["network"]["width"] == 8
+    assert len(card["stamps_sha256"]) == 64 and card["device"] and card["seconds"] > 0
+    assert [e["step"] for e in card["validation"]] == [4, 8, 12]
+    curve = pd.read_csv(folder / "00.csv")
+    assert list(curve["step"]) == [4, 8, 12]
+    best = [e["held_out"] for e in card["validation"]]
+    np.testing.assert_allclose(curve["held_out"], best)
+    np.testing.assert_allclose(
+        curve[[c for c in curve if c.startswith("ratio_")]].mean(axis=1), best
+    )
+    assert not (folder / "checkpoints" / "00.ckpt").exists()
+    assert "12/12" in capsys.readouterr().err  # the progress bar
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_prior(
+    script, folder, monkeypatch
+):
+    module = script("train_prior")
+    whole = run(module, folder, "whole")
+    save = module.save_checkpoint
+
+    def save_and_die(path, state, history, mark):
+        save(path, state, history, mark)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(module, folder, "killed")
+    assert not (folder / "killed.eqx").exists()
+    steps = []
+
+    def save_and_note(path, state, history, mark):
+        steps.append(history[-1].step)
+        save(path, state, history, mark)
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_note)
+    killed = run(module, folder, "killed")
+    assert steps == [12]  # 4 and 8 were not done again
+    assert_same(read_prior(killed)[0], read_prior(whole)[0])
+    columns = pd.read_csv(folder / "killed.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(
+        columns, pd.read_csv(folder / "whole.csv").drop(columns="seconds")
+    )
+
+
+def test_nan_stops_the_training_and_the_last_good_weights_are_kept(script, folder):
+    stamps = np.load(folder / "0.npy")
+    # One stamp in 120 is met within a few steps, not in the first two.
+    stamps[40, 0, 3, 3] = np.inf
+    np.save(folder / "bad.npy", stamps)
+    settings = {"steps": 400, "batch": 4, "evaluate": 2, "patience": 400}
+    quiet = np.errstate(invalid="ignore")
+    with jax.debug_nans(False), quiet, pytest.raises(TrainingError) as caught:
+        run(script("train_prior"), folder, stamps=("bad.npy",), train=settings)
+    text = str(caught.value)
+    assert "not finite between steps" in text and "last_good.eqx" in text
+    assert "prior.start" in text
+    assert not (folder / "00.eqx").exists()
+    prior, card = read_prior(folder / "checkpoints" / "last_good.eqx")
+    assert isinstance(prior, LatentPrior)
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(prior))
+    assert f"up to step {card['validation'][-1]['step']}" in text
+
+
+def test_without_a_good_evaluation_there_is_nothing_to_keep(script, folder):
+    stamps = np.load(folder / "0.npy")
+    stamps[:, 0, 3, 3] = np.inf
+    np.save(folder / "bad.npy", stamps)
+    quiet, raises = np.errstate(invalid="ignore"), pytest.raises(TrainingError)
+    with jax.debug_nans(False), quiet, raises as caught:
+        run(script("train_prior"), folder, stamps=("bad.npy",))
+    assert "not finite between steps 0 and 4" in str(caught.value)
+    assert not (folder / "checkpoints" / "last_good.eqx").exists()
+
+
+def test_the_gaussian_tier_is_the_basis_itself(script, folder):
+    path = run(script("train_prior"), folder, stamps=(), tier="gaussian")
+    assert_same(read_prior(path)[0], read_prior(folder / "basis.eqx")[0])
+    assert len(pd.read_csv(folder / "00.csv")) == 0
+
+
+def test_a_given_latent_prior_is_taken_as_it_is(script, folder):
+    module = script("train_prior")
+    start = run(module, folder, "start")
+    taken = run(module, folder, stamps=(), start=str(start))
+    assert_same(read_prior(taken)[0], read_prior(start)[0])
+    assert read_prior(taken)[1]["started_from"] == str(start)
+    gaussian = run(module, folder, "g", stamps=(), start=str(start), tier="gaussian")
+    assert_same(read_prior(gaussian)[0], read_prior(start)[0].gaussian)
+
+
+def test_stamps_must_be_those_of_the_given_prior(script, folder, rng):
+    np.save(folder / "wide.npy", np.ones((20, 2, 11, 11), np.float32))
+    with pytest.raises(InputError, match=r"\(2, 9, 9\).*\(2, 11, 11\).*frame\.stamp"):
+        run(script("train_prior"), folder, stamps=("wide.npy",))
