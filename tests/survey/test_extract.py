@@ -1,6 +1,7 @@
 """Cutting a field: which pixels and which sky end up in a blend."""
 
 import numpy as np
+import pytest
 from astropy.wcs import WCS
 
 from blendem.blend import Bucket
@@ -112,3 +113,41 @@ def test_second_observation_sees_the_same_sky():
         sky = first.wcs.all_pix2world([position[::-1]], 0)
         pixel = other.all_world2pix(sky, 0)[0][::-1] - low[0]
         np.testing.assert_allclose(b.jacobian @ pixel + b.offset, center, atol=1e-3)
+
+
+def blob(positions, sigma, shape=(96, 96), flux=3e4):
+    """A noise-free field of round galaxies of different sizes and unit variance."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.zeros(shape)
+    for p, s in zip(positions, sigma, strict=True):
+        r2 = (y - p[0]) ** 2 + (x - p[1]) ** 2
+        image += flux / (2 * np.pi * s**2) * np.exp(-0.5 * r2 / s**2)
+    return Plane(image[None], np.ones((1, *shape)), psf_image(), None, (0,), 0.2)
+
+
+@pytest.mark.parametrize("group", ["footprint", "field"])
+def test_blends_with_a_galaxy_larger_than_its_stamp_are_flagged(group):
+    # At 3 sigma the large galaxy is seen to a radius of about 30 pixels.
+    positions = np.array([[40.0, 40.0], [40.0, 48.0]])
+    field = blob(positions, (9.0, 1.5))
+
+    def flags(**changes):
+        options = {"group": group} | changes
+        (cut,) = extract([field], positions, [Bucket(2, 96)], **options)
+        return cut.flags
+
+    assert flags(stamp=33) == SourceFlag.BEYOND_STAMP
+    assert flags(stamp=71) == 0 and flags() == 0
+    # Model pixels half as wide: the stamp covers half as much of the sky.
+    assert flags(stamp=71, pixel_scale=0.1) == SourceFlag.BEYOND_STAMP
+
+
+def test_a_star_may_be_seen_beyond_its_stamp():
+    positions = np.array([[40.0, 40.0]])
+    field = plane(positions, (96, 96), flux=1e6)
+    options = {"group": "footprint", "threshold": 3.0, "max_sources": 4, "margin": 6}
+    for star, expected in ((True, 0), (False, SourceFlag.BEYOND_STAMP)):
+        (cut,) = extract_blends(
+            [field], positions, np.array([star]), [Bucket(2, 96)], stamp=3, **options
+        )
+        assert cut.flags == expected

@@ -70,6 +70,7 @@ def main(
             max_sources=detection.max_sources,
             margin=config.margin,
             pixel_scale=frame.pixel_scale,
+            stamp=frame.stamp,
         )
         for number, cut in enumerate(cuts):
             place, index = -1, -1

@@ -17,7 +17,11 @@ from blendem.blend import (
     pad_sources,
 )
 from blendem.frame import affine_between, local_cd
-from blendem.survey.footprints import group_footprints
+from blendem.survey.footprints import (
+    detected_regions,
+    group_footprints,
+    reaches_beyond,
+)
 
 
 class SourceFlag(IntFlag):
@@ -31,6 +35,7 @@ class SourceFlag(IntFlag):
     OFF_CENTER = 32  # the fitted centre ran into its bound
     NO_SHAPE = 64  # size or ellipticity could not be measured
     BAD_FIT = 128  # chi2 of the blend is far above its expectation
+    BEYOND_STAMP = 256  # a galaxy of its blend outgrows its stamp: light is missing
 
 
 class Plane(NamedTuple):
@@ -91,6 +96,7 @@ def extract_blends(
     max_sources: int,
     margin: int,
     pixel_scale: float | None = None,
+    stamp: int | None = None,
 ) -> list[CutBlend]:
     """Group the sources of a field and cut one padded blend per group.
 
@@ -107,8 +113,10 @@ def extract_blends(
         max_sources: Larger blends are split.
         margin: Pixels around a footprint.
         pixel_scale: Side of a model pixel [arcsec]; None: that of the first observation.
+        stamp: Side of the stamps [model pixel]; None: any source fits.
     """
     first = planes[0]
+    lit = None
     if group == "field":
         labels = np.ones(len(positions), int)
         segmentation = np.ones(first.image.shape[1:], int)
@@ -124,12 +132,23 @@ def extract_blends(
             threshold=threshold,
             max_sources=max_sources,
         )
+    if group == "field" and stamp is not None:
+        lit = detected_regions(
+            first.image, first.variance, first.psf, positions, threshold=threshold
+        )
     blends = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         flags = SourceFlag.SPLIT if split[members].any() else SourceFlag(0)
         box = bounding_box(segmentation == label, positions[members], margin)
         shape = (box[1] - box[0], box[3] - box[2])
+        region = segmentation == label if lit is None else lit
+        if stamp is not None and reaches_beyond(
+            region,
+            positions[members],
+            _half_stamps(first, stamp, pixel_scale, is_star[members]),
+        ):
+            flags |= SourceFlag.BEYOND_STAMP
         bucket = choose_bucket(len(members), shape, buckets)
         if bucket is None:
             box, bucket = _clip(box, positions[members], buckets)
@@ -137,7 +156,12 @@ def extract_blends(
         if bucket is None:
             blends.append(
                 CutBlend(
-                    None, None, members, box[::2], shape, flags | SourceFlag.TOO_LARGE
+                    None,
+                    None,
+                    members,
+                    box[::2],
+                    shape,
+                    int(flags | SourceFlag.TOO_LARGE),
                 )
             )
             continue
@@ -148,6 +172,24 @@ def extract_blends(
         blend = pad_sources(observations, centers, is_star[members], bucket.sources)
         blends.append(CutBlend(blend, bucket, members, box[::2], shape, int(flags)))
     return blends
+
+
+def _half_stamps(
+    first: Plane,
+    stamp: int,
+    pixel_scale: float | None,
+    is_star: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """Half sides of the stamps as detection sees them [pixel of the first observation].
+
+    The PSF of the image and the filter of the detection each widen the light; two of their
+    common standard deviations are allowed for. A star is seen as far as its PSF is known.
+    """
+    scale = pixel_scale_of(first.wcs, first.pixel_scale)
+    sigma = np.sqrt(1 / (4 * np.pi * np.sum(first.psf**2, axis=(1, 2)))).max()
+    zoom = 1.0 if pixel_scale is None else pixel_scale / scale
+    half = 0.5 * stamp * zoom + 2 * np.sqrt(2) * sigma
+    return np.where(is_star, half + first.psf.shape[-1], half)
 
 
 def _clip(box, positions, buckets):

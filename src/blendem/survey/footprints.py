@@ -10,6 +10,8 @@ from blendem.survey.significance import THRESHOLD, detection_image
 
 # Diagonal neighbours are connected, as in SExtractor.
 _CONNECTED = np.ones((3, 3), int)
+# Detected pixels outside all stamps that make a blend too large for them.
+BEYOND_PIXELS = 10
 # Step of the threshold when a footprint is split.
 _RAISE = 1.25
 
@@ -106,6 +108,45 @@ def group_footprints(
         disk = np.hypot(y - pixel[k, 0], x - pixel[k, 1]) <= radius
         segmentation[disk & (segmentation == 0)] = blend
     return Footprints(labels, segmentation, split)
+
+
+def detected_regions(
+    image: Float[np.ndarray, "band height width"],
+    variance: Float[np.ndarray, "band height width"],
+    psf: Float[np.ndarray, "band size size"],
+    positions: Float[np.ndarray, "n 2"],
+    *,
+    threshold: float = THRESHOLD,
+) -> Bool[np.ndarray, "height width"]:
+    """Pixels above `threshold` in a region that holds a source; see `group_footprints`."""
+    significance = detection_image(image, variance, psf)
+    regions, _ = label(significance > threshold, _CONNECTED)
+    limit = np.array(regions.shape) - 1
+    pixel = np.clip(np.round(np.asarray(positions)).astype(int), 0, limit)
+    held = np.unique(regions[pixel[:, 0], pixel[:, 1]])
+    return np.isin(regions, held[held > 0])
+
+
+def reaches_beyond(
+    region: Bool[np.ndarray, "height width"],
+    positions: Float[np.ndarray, "n 2"],
+    half: Float[np.ndarray, " n"],
+) -> bool:
+    """Whether the detected light of a blend reaches beyond the stamps of its sources.
+
+    `BEYOND_PIXELS` or more pixels of `region` are outside all stamps.
+
+    Args:
+        region: Detected pixels of the blend.
+        positions: Its sources (y, x) [pixel].
+        half: Half side of the stamp about each of them, with what the PSF adds [pixel].
+    """
+    outside = region.copy()
+    for (y, x), h in zip(positions, half, strict=True):
+        low = np.maximum(np.ceil([y - h, x - h]).astype(int), 0)
+        high = np.maximum(np.floor([y + h, x + h]).astype(int) + 1, 0)
+        outside[low[0] : high[0], low[1] : high[1]] = False
+    return int(outside.sum()) >= BEYOND_PIXELS
 
 
 def _nearest(
