@@ -1,8 +1,5 @@
 """One blend that cannot be computed is flagged and does not stop the others."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -20,27 +17,16 @@ from blendem.io.products import read_h5, read_table, write_h5
 from blendem.io.table import FieldRow
 from blendem.survey.extract import SourceFlag
 
-ROOT = Path(__file__).parents[2]
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / f"workflow/scripts/{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, script):
     """A small field with two blends, through the scripts up to the statistics."""
 
     folder = tmp_path_factory.mktemp("run")
     frame = FrameConfig(stamp=25)
     buckets = ({"sources": 8, "size": 64},)
     blends = BlendsConfig(buckets=buckets, batch=1)
-    infer = InferConfig(samples=4, recentre_iterations=1)
+    infer = InferConfig(samples=4, recentre_iterations=1, steps=4)
     script("simulate_field").main(
         folder / "a.fits",
         folder / "truth.h5",
@@ -56,23 +42,38 @@ def run(tmp_path_factory):
         frame,
         np.random.default_rng(4),
     )
-    script("fit_prior").main(
+    prior = PriorConfig(
+        modes=8,
+        network={"width": 16, "blocks": 1},
+        train={"steps": 4, "batch": 16, "evaluate": 2},
+    )
+    script("fit_basis").main(
         [folder / "0.npy"],
-        folder / "00.eqx",
-        PriorConfig(modes=8),
+        folder / "basis.eqx",
+        prior,
         frame,
         "hsc_deep",
         "i",
         np.random.default_rng(5),
     )
+    script("train_prior").main(
+        folder / "basis.eqx",
+        [folder / "0.npy"],
+        folder / "latent.eqx",
+        folder / "latent.csv",
+        folder / "latent.ckpt",
+        prior,
+        "i",
+        6,
+    )
     rows = [FieldRow("a", "hsc_deep", folder / "a.fits")]
 
     script("extract_blends").main(
-        rows, folder / "00.eqx", folder / "blends.h5", blends, DetectConfig(), frame
+        rows, folder / "basis.eqx", folder / "blends.h5", blends, DetectConfig(), frame
     )
     script("compute_statistics").main(
         folder / "blends.h5",
-        folder / "00.eqx",
+        folder / "basis.eqx",
         folder / "statistics.h5",
         infer,
         blends,
@@ -82,7 +83,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_bad_blend_is_flagged_and_the_others_are_measured(run):
+@pytest.mark.parametrize("prior", ["basis.eqx", "latent.eqx"])
+def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
     folder, rows, infer, blends = run
     data = read_blends(folder / "blends.h5")
     assert len(data.blends["field"]) >= 2
@@ -93,9 +95,9 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run):
     script("sample_posterior").main(
         folder / "blends.h5",
         folder / "bad.h5",
-        folder / "00.eqx",
+        folder / prior,
         folder / "posterior.h5",
-        4,
+        infer,
         1,
     )
     script("measure").main(
@@ -103,7 +105,7 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run):
         folder / "blends.h5",
         folder / "bad.h5",
         folder / "posterior.h5",
-        folder / "00.eqx",
+        folder / prior,
         [folder / "catalog" / "a.fits"],
         [folder / "models" / "a.fits"],
         [folder / "samples" / "a.h5"],
@@ -121,3 +123,9 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run):
     assert np.isnan(flux[bad]).all()
     assert np.isfinite(flux[~bad]).all()
     assert (np.asarray(table["n_samples"])[bad] == 0).all()
+    rows = read_h5(folder / "measured.h5")[0]["blends"]
+    assert np.isnan(rows["chi2"][0]) and np.isfinite(rows["chi2"][1:]).all()
+    for name in ("guards", "unconverged", "failed_draws", "negative_flux"):
+        assert np.isfinite(rows[name][1:]).all(), name
+    evidence = np.isfinite(rows["log_evidence"][1:])
+    assert (evidence == (prior == "basis.eqx")).all()
