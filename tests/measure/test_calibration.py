@@ -12,9 +12,11 @@ from blendem.measure.calibration import (
     coverage_table,
     expected_chi2,
     gaussian_coverage,
+    interval_table,
     pulls,
     rank_histogram,
     rank_statistic,
+    sbc_table,
 )
 
 N, DRAWS = 4000, 63
@@ -134,6 +136,88 @@ def test_coverage_table_counts_by_bin():
     np.testing.assert_allclose(
         table["in_err"], [stats.beta(2, 2).std(), stats.beta(2, 1).std()]
     )
+
+
+def quantities(rng):
+    """A calibrated quantity, one with errors 40 % too small, one with NaN at random."""
+    truth, draws = {}, {}
+    for name, width in (("good", 1.0), ("narrow", 0.6), ("holes", 1.0)):
+        truth[name], _, _, draws[name] = toy(rng, width)
+    # As for colours of faint sources: low values are missing, in truth and draws alike.
+    truth["holes"] = np.where(truth["holes"] < -1, np.nan, truth["holes"])
+    draws["holes"] = np.where(draws["holes"] < -1, np.nan, draws["holes"])
+    return truth, draws
+
+
+def test_ranks_of_many_quantities(rng):
+    truth, draws = quantities(rng)
+    table = sbc_table(truth, draws, rng=rng).set_index("quantity")
+    assert list(table.index) == ["good", "narrow", "holes"]
+    # One seed in 500 would fail by chance.
+    for name in ("good", "holes"):
+        assert table["p_chi2"][name] > 1e-3 and table["p_ks"][name] > 1e-3
+        error = 4 / np.sqrt(12 * table["n"][name])
+        assert table["mean"][name] == pytest.approx(0.5, abs=error)
+        assert table["std"][name] == pytest.approx(1 / np.sqrt(12), abs=error)
+    assert table["p_chi2"]["narrow"] < 1e-10 and table["p_ks"]["narrow"] < 1e-10
+    assert table["std"]["narrow"] > 0.33
+    left_out = np.isnan(truth["holes"]) | np.isnan(draws["holes"]).all(axis=0)
+    assert left_out.sum() > 0.2 * N
+    assert table["left_out"].to_list() == [0, 0, left_out.sum()]
+    assert table["n"].to_list() == [N, N, N - left_out.sum()]
+    nan_draws = np.isnan(draws["holes"][:, ~left_out]).mean()
+    assert table["nan_draws"].to_list() == [0, 0, pytest.approx(nan_draws)]
+
+
+def test_ranks_of_nothing_are_nan(rng):
+    truth = {"a": np.full(4, np.nan), "b": np.zeros(4)}
+    table = sbc_table(
+        truth, {"a": np.zeros((8, 4)), "b": np.full((8, 4), np.nan)}, rng=rng
+    )
+    assert table["n"].to_list() == [0, 0] and table["left_out"].to_list() == [4, 4]
+    assert table[["mean", "p_chi2", "p_ks"]].isna().all(axis=None)
+    with pytest.raises(ValueError, match=r"`draws` of 'b' must be \(draw, 4\)"):
+        sbc_table({"b": np.zeros(4)}, {"b": np.zeros((8, 3))}, rng=rng)
+    with pytest.raises(ValueError, match="got nothing"):
+        interval_table({"b": np.zeros(4)}, {})
+
+
+def test_intervals_of_many_quantities(rng):
+    truth, draws = quantities(rng)
+    magnitude, blendedness = rng.uniform(18, 26, N), rng.uniform(-1e-9, 1, N)
+    by = {"mag": (magnitude, [18, 22, 26]), "blendedness_r": (blendedness, [0, 0.2, 1])}
+    table = interval_table(truth, draws, by)
+    assert len(table) == 3 * 2 * 5
+    table["pull"] = (table["coverage"] - table["level"]) / table["error"]
+    assert table.query("quantity == 'good'")["pull"].abs().max() < 4
+    # Where low values are missing the interval is that of what is left, which is calibrated.
+    assert table.query("quantity == 'holes'")["pull"].abs().max() < 4
+    assert table.query("quantity == 'narrow'")["pull"].max() < -4
+    row = table.query(
+        "quantity == 'good' and bin_by == 'mag' and low == 22 and level == 0.68"
+    )
+    chosen = magnitude >= 22
+    inside = coverage(truth["good"], draws["good"], (0.68,))[0]
+    assert row["n"].item() == chosen.sum() and row["high"].item() == 26
+    assert row["coverage"].item() == pytest.approx(inside[chosen].mean())
+    binned = table.query("quantity == 'narrow' and level == 0.95").groupby("bin_by")[
+        "n"
+    ]
+    assert binned.sum().to_dict() == {"all": N, "mag": N, "blendedness_r": N}
+
+
+def test_intervals_need_enough_draws():
+    """39 draws hold 95 %: between the first and the last lie 38/40. 38 do not."""
+    draws = np.tile(np.arange(39.0)[:, None], (1, 3))
+    draws[0, 1] = np.nan
+    truth = np.array([19.5, 19.5, np.nan])
+    table = interval_table({"a": truth}, {"a": draws}).set_index("level")
+    assert table["n"].to_dict() == {0.68: 2, 0.95: 1}
+    assert table["left_out"].to_dict() == {0.68: 1, 0.95: 2}
+    assert table["coverage"].to_list() == [1, 1]
+    # 3 of 4 values in the beta posterior of one success.
+    assert table["error"][0.95] == pytest.approx(stats.beta(2, 1).std())
+    assert np.isinf(table["low"]).all() and (table["bin_by"] == "all").all()
 
 
 def test_posterior_predictive_chi2_is_one_for_the_true_model(rng):

@@ -91,8 +91,71 @@ def test_samples_and_images_follow_the_rows_of_their_tables(rng):
     np.testing.assert_array_equal(
         scores["flux_rank_g"], (samples[:, :, 0] < 50).sum(axis=0)
     )
-    with pytest.raises(ValueError, match="`samples` has 24"):
+    with pytest.raises(ValueError, match=r"`samples\['flux_g'\]` has 24"):
         score_sources(catalog, truth, BANDS, samples=samples[:, :24])
+
+
+def test_draws_of_every_quantity_give_ranks_and_intervals(rng):
+    """31 draws: 16 % and 84 % lie at 5.12 and 26.88, 2.5 % and 97.5 % at 0.8 and 31.2 of 32."""
+    n, n_draws = 6, 31
+    catalog, truth = tables(rng, n)
+    catalog = catalog.reset_index(drop=True)
+    for name, true in (("size", 0.5), ("e1", 0.1), ("e2", -0.2)):
+        truth[name] = true
+    color = -2.5 * np.log10(50 / 100)
+    # The truth lies half way between draws number k and k + 1.
+    k = np.array([0, 4, 5, 26, 27, 31])
+    ladder = np.arange(n_draws)[:, None] - k + 0.5
+    samples = {
+        "flux_g": 50 + ladder,
+        "color_g_r": color + 0.01 * ladder,
+        "size": 0.5 + 0.01 * ladder,
+        "e1": 0.1 + 0.01 * ladder,
+    }
+    truth = truth.set_index("id").loc[catalog["id"]].reset_index()
+    scores = score_sources(catalog, truth, BANDS, samples=samples)
+    gaussian = score_sources(catalog, truth, BANDS)
+    for name in ("color_{}_g_r", "size_{}", "e1_{}"):
+        np.testing.assert_array_equal(scores[name.format("rank")], k)
+        np.testing.assert_array_equal(
+            scores[name.format("within68")], [0, 0, 1, 1, 0, 0]
+        )
+        np.testing.assert_array_equal(
+            scores[name.format("within95")], [0, 1, 1, 1, 1, 0]
+        )
+    np.testing.assert_array_equal(scores["flux_rank_g"], k)
+    np.testing.assert_array_equal(scores["flux_within95_g"], [0, 1, 1, 1, 1, 0])
+    # What has no draws stays Gaussian; 68 % of fluxes stay those of the catalog.
+    for name in ("e2_within68", "e2_within95", "flux_within95_r", "flux_within68_g"):
+        np.testing.assert_array_equal(scores[name], gaussian[name])
+    assert "e2_rank" not in scores and "flux_rank_r" not in scores
+    with pytest.raises(ValueError, match="holds \\['flux'\\]"):
+        score_sources(catalog, truth, BANDS, samples={"flux": samples["flux_g"]})
+
+
+def test_sources_without_result_have_no_rank(rng):
+    """Not rank 0, and not outside of an interval."""
+    catalog, truth = tables(rng, n=5)
+    catalog = catalog.sort_values("id")
+    failed = np.array([False, True, False, False, False])
+    for column in catalog.columns.difference(["id", "flags"]):
+        catalog[column] = catalog[column].mask(failed)
+    draws = 0.1 + rng.normal(size=(32, 5))
+    draws[:, failed] = np.nan
+    draws[:29, 2] = np.nan  # 3 of 32 are left: too few
+    draws[:16, 3] = np.nan
+    truth.loc[4, ["e1", "flux_g"]] = np.nan
+    samples = {"flux_g": draws, "flux_r": 100 * draws, "color_g_r": draws, "e1": draws}
+    scores = score_sources(catalog, truth, BANDS, samples=samples)
+    unknown = [False, True, True, False, True]
+    for column in ("flux_rank_g", "flux_within95_g", "e1_rank", "e1_within68"):
+        np.testing.assert_array_equal(scores[column].isna(), unknown)
+    assert scores["flux_rank_r"].isna().tolist() == [False, True, True, False, False]
+    assert scores["flux_within68_r"].isna().tolist() == failed.tolist()
+    # 16 draws of 32: rank r is brought to (r + 1/2) 33/17 - 1/2.
+    below = (draws[16:, 3] < 0.1).sum()
+    assert scores["e1_rank"][3] == pytest.approx((below + 0.5) * 33 / 17 - 0.5)
+    assert scores["e1_rank"][0] == (draws[:, 0] < 0.1).sum()
 
 
 def test_summary_finds_the_bias_and_the_coverage(rng):

@@ -3,7 +3,13 @@
 
 rule score:
     input:
-        code=modules("measure/scores", "measure/calibration", "measure/metrics"),
+        code=modules(
+            "measure/scores",
+            "measure/calibration",
+            "measure/metrics",
+            "measure/quantities",
+            "measure/shapes",
+        ),
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
         models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
         samples=expand(f"{OUT}/samples/{{field}}.h5", field=FIELDS),

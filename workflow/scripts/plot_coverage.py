@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy.stats import norm
 
 from blendem import plot
 from blendem.config import PlotConfig
@@ -30,22 +29,24 @@ def main(
 ) -> None:
     """Read the scores, draw fluxes and colours, shapes, and ranks; write the figure."""
     scores = pd.read_csv(sources)
-    measured = scores[scores[f"flux_pull_{band}"].notna()]
+
+    def levels_of(column: str) -> Float[np.ndarray, " n"]:
+        return rank_level(scores[column].dropna().to_numpy(float), n_samples)
+
     flux = {
-        c.removeprefix("flux_rank_"): rank_level(measured[c].to_numpy(float), n_samples)
+        c.removeprefix("flux_rank_"): levels_of(c)
         for c in scores
         if c.startswith("flux_rank_")
     }
     color = {
-        c.removeprefix("color_rank_").replace("_", " $-$ "): rank_level(
-            measured[c].dropna().to_numpy(float), n_samples
-        )
+        c.removeprefix("color_rank_").replace("_", " $-$ "): levels_of(c)
         for c in scores
         if c.startswith("color_rank_")
     }
     shape = {
-        label: pull_level(scores[f"{name}_pull"].dropna().to_numpy(float))
+        label: levels_of(f"{name}_rank")
         for name, label in SHAPES.items()
+        if f"{name}_rank" in scores
     }
     groups = [("flux", flux), ("colour", color), ("size and shape", shape)]
     groups = [(title, levels) for title, levels in groups if levels]
@@ -60,7 +61,7 @@ def main(
                     ax, LEVELS, *coverage_fraction(inside), label=label, color=hue
                 )
             ax.set_title(title, loc="left")
-        ranks = measured[f"flux_rank_{band}"].to_numpy(int)
+        ranks = scores[f"flux_rank_{band}"].dropna().to_numpy(int)
         if len(ranks):
             bins = min(n_samples + 1, 16 if len(ranks) >= 160 else 8)
             plot.plot_ranks(axes[-1], rank_histogram(ranks, n_samples, bins, rng=rng))
@@ -74,11 +75,6 @@ def rank_level(
 ) -> Float[np.ndarray, " n"]:
     """Level of the smallest central interval that holds the truth, from its rank."""
     return np.abs(2 * (ranks + 0.5) / (n_samples + 1) - 1)
-
-
-def pull_level(pull: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The same for a Gaussian posterior, from the pull."""
-    return 2 * norm.cdf(np.abs(pull)) - 1
 
 
 if "snakemake" in globals():

@@ -10,8 +10,13 @@ from blendem.io.atomic import atomic_path
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5, read_models, read_samples, read_table
 from blendem.logs import configure_logging
+from blendem.measure.quantities import (
+    SHAPES,
+    posterior_quantities,
+    quantity_names,
+    truth_quantities,
+)
 from blendem.measure.scores import score_sources
-from blendem.measure.shapes import measure_shapes
 
 
 def main(
@@ -67,19 +72,19 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         # Light beyond the stamp is in no model: `stamp_fraction` of the truth tells it.
         true[f"flux_{b}"] = true[f"flux_model_{b}"]
         true[f"mag_{b}"] = attrs["magzero"] - 2.5 * np.log10(true[f"flux_{b}"])
-    reference = bands.index(reference_band)
     # The truth goes through the same functions as the catalog: definitions cancel.
-    shapes = measure_shapes(arrays["model"][:, reference], float(basis.pixel_scale))
     star = np.asarray(true["type"]) == "star"
-    for name in ("size", "e1", "e2"):
-        true[name] = np.where(star, np.nan, shapes[name])
-    draws = read_samples(samples)
-    flux = np.stack(
-        [
-            draws.images(basis, k).sum((-2, -1), dtype=float)
-            for k in range(len(draws.ids))
-        ],
-        axis=1,
+    measured = truth_quantities(
+        arrays["model"],
+        bands,
+        float(basis.pixel_scale),
+        reference_band,
+        is_star=star,
+    )
+    true = true.assign(**{name: measured[name] for name in SHAPES})
+    drawn = read_samples(samples)
+    draws = posterior_quantities(
+        basis, drawn.scale, drawn.z, reference_band, is_star=drawn.is_star
     )
     table["field"] = true["field"] = catalog.stem
     images = read_models(models)
@@ -88,7 +93,7 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         true,
         bands,
         keys=("field", "id"),
-        samples=flux[:, :, [basis.bands.index(b) for b in bands]],
+        samples={name: draws[name] for name in quantity_names(bands) if name in draws},
         model_images=images["MODEL_MEAN"],
         true_images=arrays["model"],
     )

@@ -1,6 +1,6 @@
 """Are the errors right? Pulls, coverage, ranks and posterior-predictive chi2."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from scipy import special, stats
 from blendem.measure.photometry import quantiles
 
 LEVELS = (0.68, 0.95)
+RANK_NUMBERS = ("nan_draws", "mean", "std", "chi2", "p_chi2", "ks", "p_ks")
 Levels = Sequence[float] | Float[np.ndarray, " level"]
 
 
@@ -130,6 +131,116 @@ def rank_histogram(
     tests = {"chi2": chi2, "p_chi2": p_chi2, "ks": ks, "p_ks": p_ks}
     arrays = {"edges": edges, "counts": counts, "expected": expected}
     return arrays | {name: float(value) for name, value in tests.items()}
+
+
+def sbc_table(
+    truth: Mapping[str, np.ndarray],
+    draws: Mapping[str, np.ndarray],
+    bins: int = 16,
+    *,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Uniformity of the ranks of many quantities.
+
+    Draws that are NaN are left out of their source. Given that the truth is a number, its
+    rank among the m draws that are left is uniform on 0..m if the posterior is calibrated,
+    whatever m: ranks are spread over their cells and brought to 0..1, so that both tests
+    are exact. They take sources as independent. Those of one blend are not; one source per
+    blend is.
+
+    Args:
+        truth: By quantity, `(source,)`.
+        draws: By quantity, `(draw, source)`.
+        bins: Number of bins of chi2.
+        rng: Spreads the ranks.
+
+    Returns:
+        One row per quantity of `truth`: `quantity`, `n` (sources tested), `left_out`
+        (sources without truth or without any draw), `nan_draws` (part of the draws of the
+        tested sources), `mean` and `std` of the ranks in units of their range (0.5 and
+        0.289 expected), `chi2`, `p_chi2`, `ks`, `p_ks`. NaN if no source is left.
+
+    References:
+        Talts et al. 2018, arXiv:1804.06788.
+    """
+    rows = []
+    for name, true, values in _pairs(truth, draws):
+        m = (~np.isnan(values)).sum(axis=0)
+        used = ~np.isnan(true) & (m > 0)
+        ranks = rank_statistic(true[used], values[:, used])
+        level = (ranks + rng.uniform(size=ranks.shape)) / (m[used] + 1)
+        row = {"quantity": name, "n": len(level), "left_out": int((~used).sum())}
+        row |= dict.fromkeys(RANK_NUMBERS, np.nan)
+        if len(level):
+            counts = np.histogram(level, bins, (0, 1))[0]
+            tests = (*stats.chisquare(counts), *stats.kstest(level, "uniform"))
+            numbers = (1 - m[used].mean() / len(values), level.mean(), level.std())
+            row |= dict(zip(RANK_NUMBERS, map(float, (*numbers, *tests)), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def interval_table(
+    truth: Mapping[str, np.ndarray],
+    draws: Mapping[str, np.ndarray],
+    by: Mapping[str, tuple] | None = None,
+    levels: Levels = LEVELS,
+) -> pd.DataFrame:
+    """Coverage of the central intervals of many quantities, overall and in bins.
+
+    A source is left out where its truth is NaN or where it has fewer than
+    (1 + level)/(1 - level) draws that are not: between fewer draws no interval holds the
+    level (39 draws for 95 %).
+
+    Args:
+        truth: By quantity, `(source,)`.
+        draws: By quantity, `(draw, source)`.
+        by: Name, values `(source,)` and edges of what is binned in. Bins are [low, high),
+            the last one closed; sources outside or without value are in none. Values of
+            names that begin with "blendedness" are cut to 0..1.
+        levels: Probabilities of the intervals.
+
+    Returns:
+        Rows of `quantity`, `level`, `bin_by` ("all" for all sources), `low`, `high`, `n`,
+        `left_out`, `coverage`, `error` (binomial, `coverage_fraction`).
+    """
+    rows = []
+    for name, true, values in _pairs(truth, draws):
+        m = (~np.isnan(values)).sum(axis=0)
+        everything = ("all", -np.inf, np.inf, np.ones(len(true), bool))
+        for level, inside in zip(levels, coverage(true, values, levels), strict=True):
+            # The last digit of the level must not decide: 1.95 / 0.05 is 39 less rounding.
+            known = ~np.isnan(true) & (m * (1 - level) > (1 + level) * (1 - 1e-9))
+            for bin_by, low, high, chosen in (everything, *_bins(by or {})):
+                fraction, error = coverage_fraction(inside[chosen & known])
+                row = {"quantity": name, "level": level, "bin_by": bin_by}
+                row |= {"low": low, "high": high, "n": int((chosen & known).sum())}
+                row |= {"left_out": int((chosen & ~known).sum())}
+                rows.append(row | {"coverage": float(fraction), "error": float(error)})
+    return pd.DataFrame(rows)
+
+
+def _pairs(truth, draws):
+    """Name, truth and draws of every quantity, checked."""
+    for name, true in truth.items():
+        if name not in draws or np.shape(draws[name])[1:] != np.shape(true):
+            got = np.shape(draws[name]) if name in draws else "nothing"
+            raise ValueError(
+                f"`draws` of {name!r} must be (draw, {len(true)}) like the truth, got {got}."
+            )
+        yield name, np.asarray(true, dtype=float), np.asarray(draws[name], dtype=float)
+
+
+def _bins(by):
+    """Name, edges and members of every bin."""
+    for name, (values, edges) in by.items():
+        x = np.asarray(values, dtype=float)
+        if name.startswith("blendedness"):
+            # Rounding makes isolated sources -1e-17; they belong into the first bin.
+            x = x.clip(0, 1)
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            last = (x == high) & (high == edges[-1])
+            yield name, float(low), float(high), (x >= low) & ((x < high) | last)
 
 
 def coverage_table(

@@ -1,6 +1,6 @@
 """Scores of a catalog against the truth: one row per source, then headline numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,11 @@ from blendem.measure.metrics import (
     flux_residual,
     sed_correlation,
 )
+from blendem.measure.quantities import SHAPES, colors, quantity_names
 
 BLENDEDNESS_EDGES = (0.0, 0.05, 0.2, 0.5, 1.0)  # the bins of published comparisons
 MAGNITUDE_EDGES = (18.0, 20.0, 22.0, 23.0, 24.0, 25.0, 26.0)
 Z_68, Z_95 = 0.994458, 1.959964  # two-sided 68 % and 95 % points of N(0, 1)
-SHAPES = ("size", "e1", "e2")
 
 
 def match(
@@ -57,7 +57,9 @@ def score_sources(
     bands: Sequence[str],
     *,
     keys: Sequence[str] = ("id",),
-    samples: Float[np.ndarray, "draw catalog band"] | None = None,
+    samples: Mapping[str, np.ndarray]
+    | Float[np.ndarray, "draw catalog band"]
+    | None = None,
     model_images: Float[np.ndarray, "catalog band height width"] | None = None,
     true_images: Float[np.ndarray, "truth band height width"] | None = None,
 ) -> pd.DataFrame:
@@ -72,8 +74,9 @@ def score_sources(
         truth: `keys`, `flux_<b>`, `mag_<b>`, `blendedness_<b>`, `size`, `e1`, `e2`.
         bands: Names of the bands.
         keys: Columns that identify a source; add `field` when tables of fields are joined.
-        samples: Draws of the fluxes. Without them the 95 % interval is mean +- 1.96 std, and
-            there are no ranks.
+        samples: Draws by quantity (`quantities.quantity_names`), `(draw, catalog)` each, of
+            any of them; an array holds fluxes. Without draws of a quantity its intervals are
+            those of a Gaussian, and it has no ranks.
         model_images: Posterior mean images, for `cosine_<b>`; needs `true_images`.
         true_images: Noise-free model images.
 
@@ -82,15 +85,24 @@ def score_sources(
         `blendedness_<b>`, then `flux_residual_<b>` (relative), `flux_pull_<b>`,
         `flux_within68_<b>` (between the catalog's q16 and q84), `flux_within95_<b>`,
         `flux_rank_<b>`, `cosine_<b>`; per pair of neighbouring bands `color_residual_<b>_<c>`
-        [mag]; `sed_correlation`; for `size`, `e1`, `e2`: `<s>_residual` (relative for size),
-        `<s>_pull`, `<s>_within68`, `<s>_within95` (Gaussian). Within-flags are 1, 0, or NaN where
-        nothing was measured.
+        [mag] and, from draws, `color_within68_<b>_<c>`, `color_within95_<b>_<c>`,
+        `color_rank_<b>_<c>`; `sed_correlation`; for `size`, `e1`, `e2`: `<s>_residual`
+        (relative for size), `<s>_pull`, `<s>_within68`, `<s>_within95`, `<s>_rank`.
+        Within-flags are 1, 0, or NaN where nothing was measured; ranks see `draw_scores`.
 
     Raises:
         ValueError: See `match`; also if an array does not have the rows of its table.
     """
+    if isinstance(samples, np.ndarray):
+        samples = {f"flux_{b}": samples[:, :, i] for i, b in enumerate(bands)}
+    samples = dict(samples or {})
+    unknown = set(samples) - set(quantity_names(bands))
+    if unknown:
+        raise ValueError(
+            f"`samples` holds {sorted(unknown)}; the quantities are {quantity_names(bands)}."
+        )
     for name, array, axis, table in (
-        ("samples", samples, 1, catalog),
+        *((f"samples[{name!r}]", draws, 1, catalog) for name, draws in samples.items()),
         ("model_images", model_images, 0, catalog),
         ("true_images", true_images, 0, truth),
     ):
@@ -103,6 +115,15 @@ def score_sources(
     c = catalog.iloc[in_catalog].reset_index(drop=True)
     t = truth.iloc[in_truth].reset_index(drop=True)
     out = {key: c[key].to_numpy() for key in keys} | {"flags": c["flags"].to_numpy()}
+
+    def score_draws(quantity, true):
+        """Columns from the draws of a quantity, if there are any."""
+        if quantity not in samples:
+            return {}
+        kind, _, rest = quantity.partition("_")
+        columns = draw_scores(true, np.asarray(samples[quantity])[:, in_catalog])
+        return {"_".join(filter(None, (kind, k, rest))): columns[k] for k in columns}
+
     for i, b in enumerate(bands):
         flux, true = _column(c, f"flux_{b}"), _column(t, f"flux_{b}")
         pull = pulls(true, flux, _column(c, f"flux_err_{b}"))
@@ -117,21 +138,20 @@ def score_sources(
             known, (low <= true) & (true <= high), np.nan
         )
         out[f"flux_within95_{b}"] = _within(pull, Z_95)
-        if samples is not None:
-            draws = np.asarray(samples)[:, in_catalog, i]
-            out[f"flux_within95_{b}"] = coverage(true, draws, (0.95,))[0].astype(float)
-            out[f"flux_rank_{b}"] = rank_statistic(true, draws)
+        within68 = out[f"flux_within68_{b}"]
+        out |= score_draws(f"flux_{b}", true) | {f"flux_within68_{b}": within68}
         if model_images is not None and true_images is not None:
             pair = model_images[in_catalog, i], true_images[in_truth, i]
             out[f"cosine_{b}"] = cosine_similarity(*pair)
-    for b, b_next in zip(bands[:-1], bands[1:], strict=True):
-        out[f"color_residual_{b}_{b_next}"] = _color(c, b, b_next) - _color(
-            t, b, b_next
-        )
     vectors = [
         np.stack([_column(table, f"flux_{b}") for b in bands], axis=1)
         for table in (c, t)
     ]
+    color, true_color = (colors(flux) for flux in vectors)
+    for i, pair in enumerate(zip(bands[:-1], bands[1:], strict=True)):
+        name = "{}_{}".format(*pair)
+        out[f"color_residual_{name}"] = color[:, i] - true_color[:, i]
+        out |= score_draws(f"color_{name}", true_color[:, i])
     out["sed_correlation"] = sed_correlation(*vectors)
     for name in SHAPES:
         value, true = _column(c, name), _column(t, name)
@@ -142,7 +162,29 @@ def score_sources(
         out[f"{name}_pull"] = pull
         out[f"{name}_within68"] = _within(pull, Z_68)
         out[f"{name}_within95"] = _within(pull, Z_95)
+        out |= score_draws(name, true)
     return pd.DataFrame(out)
+
+
+def draw_scores(
+    truth: Float[np.ndarray, " source"], draws: Float[np.ndarray, "draw source"]
+) -> dict[str, Float[np.ndarray, " source"]]:
+    """Position of the truth among the draws of one quantity.
+
+    Draws that are NaN are left out of their source, as in the catalog.
+
+    Returns:
+        `within68`, `within95` (1 or 0) and `rank`, 0 to the number of draws. With m draws of n
+        left, the rank r among them is brought to (r + 1/2) (n + 1)/(m + 1) - 1/2. All are NaN
+        without truth or with fewer than one draw in eight, or two.
+    """
+    n = len(draws)
+    m = (~np.isnan(draws)).sum(axis=0)
+    known = ~np.isnan(truth) & (m >= max(2, n // 8))
+    inside = coverage(truth, draws)
+    rank = (rank_statistic(truth, draws) + 0.5) * (n + 1) / (m + 1) - 0.5
+    values = {"within68": inside[0], "within95": inside[1], "rank": rank}
+    return {name: np.where(known, v, np.nan) for name, v in values.items()}
 
 
 def summarise_scores(
@@ -221,13 +263,6 @@ def _column(table: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     if name not in table:
         raise ValueError(f"Column {name!r} is missing; the table has {list(table)}.")
     return table[name].to_numpy(float)
-
-
-def _color(table: pd.DataFrame, b: str, c: str) -> Float[np.ndarray, " n"]:
-    """Colour b - c [mag]; NaN where a flux is not positive."""
-    one, two = _column(table, f"flux_{b}"), _column(table, f"flux_{c}")
-    ratio = one / np.where(two > 0, two, np.nan)
-    return -2.5 * np.log10(np.where(ratio > 0, ratio, np.nan))
 
 
 def _within(pull: Float[np.ndarray, " n"], z: float) -> Float[np.ndarray, " n"]:
