@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure  # (after the choice of the backend)
 
 from blendem import plot
+from blendem.plot.inputs import cutout
 
 BANDS = ("g", "r", "i")
 
@@ -73,19 +74,69 @@ def test_blend_row_has_its_pictures_in_order(rng):
     assert row[2].texts[0].get_text() == '0.5"'
 
 
-def test_posterior_row_shares_the_scale_of_the_mean(rng):
-    row = axes(4)
+def test_source_row_shares_the_scale_of_the_mean(rng):
+    row = axes(7)
     mean = rng.random((5, 5)) + 0.1
     std, samples = 0.1 * mean, mean + rng.normal(size=(3, 5, 5))
-    artists = plot.plot_posterior_row(row, mean, std, samples, unit="nJy")
-    np.testing.assert_array_equal(artists[3].get_array(), samples[1])
-    assert artists[2].get_clim() == artists[0].get_clim()
-    assert artists[0].get_clim()[1] == mean.max()
-    np.testing.assert_array_equal(artists[1].get_array(), std)
-    bars = [ax.get_ylabel() for ax in row[0].figure.axes[4:]]
-    assert bars == ["[nJy]", "[nJy]"]
+    observed, pull = mean + 1, rng.normal(size=(5, 5))
+    options = {"truth": mean - 0.01, "unit": "nJy"}
+    artists = plot.plot_source_row(row, observed, mean, std, samples, pull, **options)
+    shown = [observed, mean - 0.01, mean, std, samples[0], samples[1], pull]
+    for artist, picture in zip(artists, shown, strict=True):
+        np.testing.assert_array_equal(artist.get_array(), picture)
+    assert artists[2].get_clim()[1] == mean.max()
+    for i in (0, 1, 4, 5):
+        assert artists[i].get_clim() == artists[2].get_clim()
+    assert artists[3].get_clim() == (0, std.max())
+    assert artists[6].get_clim() == (-5, 5)
+    bars = [ax.get_ylabel() for ax in row[0].figure.axes[7:]]
+    assert bars == ["[nJy]", "[nJy]", r"[$\sigma$]"]
+    names = [
+        "observation",
+        "truth",
+        "mean",
+        "st. deviation",
+        "draw 1",
+        "draw 2",
+        "pull",
+    ]
+    assert [ax.get_title() for ax in row] == names
+    # Without a truth its axis holds another draw.
+    plot.plot_source_row(axes(7), observed, mean, std, samples, pull)
     with pytest.raises(ValueError, match="2 draws"):
-        plot.plot_posterior_row(row, mean, std, samples[:1])
+        plot.plot_source_row(row, observed, mean, std, samples[:1], pull, **options)
+
+
+def test_cutouts_are_centred_and_grey_outside():
+    image = np.arange(100.0).reshape(10, 10)
+    cut = cutout(image, np.array([4.2, 6.6]), 5)
+    np.testing.assert_array_equal(cut, image[2:7, 5:10])
+    cut = cutout(image, np.array([0.0, 9.0]), 3)
+    np.testing.assert_array_equal(np.isnan(cut).sum(axis=1), [3, 1, 1])
+    assert cut[1, 1] == image[0, 9]
+
+
+def test_training_curves_show_the_history_and_the_best():
+    curve = pd.DataFrame(
+        {
+            "step": [1000, 2000, 3000],
+            "train_loss": [0.9, 0.7, 0.6],
+            "held_out": [0.8, 0.5, 0.55],
+            "ratio_0.1": [0.9, 0.6, 0.7],
+            "ratio_3": [0.7, 0.4, 0.4],
+        }
+    )
+    pair = axes(2)
+    trained, held, *levels = plot.plot_training(pair, curve)
+    np.testing.assert_array_equal(trained.get_ydata(), curve["train_loss"])
+    np.testing.assert_array_equal(held.get_xydata().T, [[1, 2, 3], [0.8, 0.5, 0.55]])
+    assert [line.get_label() for line in levels] == [
+        r"$\sigma$ = 0.1",
+        r"$\sigma$ = 3",
+    ]
+    np.testing.assert_array_equal(levels[1].get_ydata(), curve["ratio_3"])
+    note = pair[0].figure.axes[2].texts[0]
+    assert note.get_text() == "kept: 0.500" and note.xy == (2, 0.5)
 
 
 def test_flux_error_draws_the_binned_medians(rng):

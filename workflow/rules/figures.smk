@@ -62,6 +62,7 @@ rule plot_sources:
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
         models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
         samples=expand(f"{OUT}/samples/{{field}}.h5", field=FIELDS),
+        truths=expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else [],
         prior=prior_of(LAPS),
     output:
         f"{OUT}/figures/sources.png",

@@ -1,4 +1,4 @@
-"""Pictures of the posterior of a few sources: mean, standard deviation, draws."""
+"""Pictures of a few sources: observation, truth, posterior, draws, residual."""
 
 from pathlib import Path
 
@@ -10,15 +10,16 @@ from matplotlib.figure import Figure
 from blendem import plot
 from blendem.config import PlotConfig
 from blendem.io.priors import read_prior
-from blendem.io.products import read_samples, read_table
+from blendem.io.products import read_h5, read_samples, read_table
 from blendem.logs import configure_logging
-from blendem.plot.inputs import read_field, save
+from blendem.plot.inputs import cutout, read_field, save
 
 
 def main(
     catalogs: list[Path],
     models: list[Path],
     samples: list[Path],
+    truths: list[Path],
     prior: Path,
     output: Path,
     band: str,
@@ -32,10 +33,12 @@ def main(
     ]
     chosen = choose(pd.concat(tables), band, config.max_sources)
     index = basis.bands.index(band)
-    n = max(len(chosen), 1)
-    with matplotlib.rc_context(plot.STYLE):
-        figure = Figure(figsize=(plot.TWO_COLUMNS, 1.06 * n + 0.15))
-        rows = figure.subplots(n, 2 + config.n_samples, squeeze=False)
+    n, scale = max(len(chosen), 1), float(basis.pixel_scale)
+    with matplotlib.rc_context(plot.STYLE | {"axes.titlesize": 7}):
+        figure = Figure(figsize=(plot.TWO_COLUMNS, 0.9 * n + 0.2))
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.02)
+        columns = 4 + bool(truths) + config.n_samples
+        rows = figure.subplots(n, columns, squeeze=False)
         if not len(chosen):
             figure.text(0.5, 0.5, "no source has a result", ha="center")
             for ax in rows.flat:
@@ -48,22 +51,38 @@ def main(
             draws = read_samples(samples[path])
             row = int(np.flatnonzero(field.catalog["id"] == source["id"])[0])
             k = int(np.flatnonzero(draws.ids == source["id"])[0])
-            plot.plot_posterior_row(
+            plane = field.bands.index(band)
+            # As much of the sky as the stamp covers, in observed pixels.
+            ratio = scale / (field.pixel_scale or scale)
+            side = 2 * round(basis.mean.shape[-1] * ratio / 2) + 1
+            at = field.positions[row]
+            plot.plot_source_row(
                 axes,
+                cutout(field.image[plane], at, side),
                 field.stamps[row, index],
                 field.stds[row, index],
                 draws.images(basis, k)[:, index],
-                pixel_scale=float(basis.pixel_scale),
+                cutout(field.pull[plane], at, side),
+                truth=true_image(truths[path], source["id"], band) if truths else None,
+                unit=f"{field.unit or 'flux'} / pixel",
+                pixel_scale=scale / ratio,
                 titles=i == 0,
             )
             axes[0].set_ylabel(
                 f"{field.name[-14:]}\nsource {source['id']}\n"
-                f"{band} = {source[f'mag_{band}']:.1f}, "
+                f"{band} = {source[f'mag_{band}']:.1f}\n"
                 f"S/N {source[f'snr_{band}']:.0f}\n"
-                f"blendedness {abs(source[f'blendedness_{band}']):.2f}",
-                fontsize=6,
+                f"blended {abs(source[f'blendedness_{band}']):.2f}",
+                fontsize=5.5,
             )
         save(figure, output, config.dpi)
+
+
+def true_image(truth: Path, source: int, band: str) -> np.ndarray:
+    """Noise-free model image of a simulated source."""
+    arrays, attrs = read_h5(truth, only=("table", "model"))
+    row = int(np.flatnonzero(np.asarray(arrays["table"]["id"]) == source)[0])
+    return arrays["model"][row, list(attrs["bands"]).index(band)]
 
 
 def choose(catalog: pd.DataFrame, band: str, n: int) -> pd.DataFrame:
@@ -87,6 +106,7 @@ if "snakemake" in globals():
         [Path(path) for path in snakemake.input.catalogs],
         [Path(path) for path in snakemake.input.models],
         [Path(path) for path in snakemake.input.samples],
+        [Path(path) for path in snakemake.input.truths],
         Path(snakemake.input.prior),
         Path(snakemake.output[0]),
         snakemake.params.band,

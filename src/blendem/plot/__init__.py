@@ -4,10 +4,10 @@ from blendem.plot.pictures import (
     lupton,
     plot_blend_row,
     plot_field,
-    plot_posterior_row,
     plot_prior_samples,
     plot_pull,
     plot_scale_bar,
+    plot_source_row,
 )
 from blendem.plot.scores import (
     plot_chi2,
@@ -57,11 +57,11 @@ __all__ = [
     "plot_evidence",
     "plot_field",
     "plot_flux_error",
-    "plot_posterior_row",
     "plot_prior_samples",
     "plot_pull",
     "plot_ranks",
     "plot_scale_bar",
+    "plot_source_row",
     "plot_spread",
     "plot_training",
 ]

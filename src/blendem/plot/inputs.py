@@ -31,6 +31,7 @@ class FieldImages:
         stamps: Posterior mean of every source at model resolution, `(source, band, S, S)`.
         stds: Posterior standard deviation, the same.
         pixel_scale: Side of an observed pixel [arcsec]; None without WCS.
+        unit: Of the images; may be empty.
     """
 
     name: str
@@ -42,6 +43,7 @@ class FieldImages:
     stamps: Float[np.ndarray, "source band stamp stamp"]
     stds: Float[np.ndarray, "source band stamp stamp"]
     pixel_scale: float | None
+    unit: str = ""
 
     @property
     def positions(self) -> Float[np.ndarray, "source 2"]:
@@ -75,7 +77,8 @@ def read_field(catalog: Path, models: Path) -> FieldImages:
     """
     table = read_table(catalog)[0].to_pandas()
     arrays = read_models(models)
-    wcs = WCS(fits.getheader(models, "SCI"), naxis=2)
+    header = fits.getheader(models, "SCI")
+    wcs = WCS(header, naxis=2)
     scale = None
     if wcs.has_celestial:
         scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs.celestial)))) * 3600
@@ -89,6 +92,7 @@ def read_field(catalog: Path, models: Path) -> FieldImages:
         stamps=arrays["MODEL_MEAN"],
         stds=arrays["MODEL_STD"],
         pixel_scale=scale,
+        unit=str(header.get("BUNIT", "")).strip(),
     )
 
 
@@ -112,6 +116,15 @@ def window_of(
         start = int(np.clip(round(center - side / 2), 0, max(length - side, 0)))
         window.append(slice(start, min(start + side, length)))
     return tuple(window)
+
+
+def cutout(
+    image: Float[np.ndarray, "y x"], position: Float[np.ndarray, "2"], side: int
+) -> Float[np.ndarray, "side side"]:
+    """Square of `side` pixels about the pixel of a position (y, x); NaN outside the image."""
+    padded = np.pad(np.asarray(image, float), side, constant_values=np.nan)
+    y, x = np.round(position).astype(int) + side - side // 2
+    return padded[y : y + side, x : x + side]
 
 
 def place_stamps(

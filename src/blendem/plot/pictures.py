@@ -167,26 +167,34 @@ def plot_blend_row(
     return artists
 
 
-def plot_posterior_row(
+def plot_source_row(
     axes: Panels,
-    mean: Float[np.ndarray, "height width"],
-    std: Float[np.ndarray, "height width"],
-    samples: Float[np.ndarray, "sample height width"],
+    observed: Float[np.ndarray, "observed observed"],
+    mean: Float[np.ndarray, "stamp stamp"],
+    std: Float[np.ndarray, "stamp stamp"],
+    samples: Float[np.ndarray, "sample stamp stamp"],
+    pull: Float[np.ndarray, "observed observed"],
     *,
+    truth: Float[np.ndarray, "stamp stamp"] | None = None,
     unit: str = "flux / pixel",
     pixel_scale: float | None = None,
     titles: bool = True,
 ) -> list[AxesImage]:
-    """Draw the posterior of one source in one band: mean, standard deviation, a few draws.
+    """Draw one source in one band: data, posterior and residual.
 
-    Brightness is on an asinh scale, linear below 5 % of the peak of the mean, so that wings and
-    centre are both seen. Mean and draws share a scale.
+    Panels: observation, truth if there is one, posterior mean, standard deviation, a few
+    draws, residual over the noise sigma. Brightness is on an asinh scale, linear below 5 % of
+    the peak of the mean, so that wings and centre are both seen; the standard deviation has
+    a scale of its own, the pull goes from -5 to 5.
 
     Args:
-        axes: Two, and one more for each draw to show.
-        mean: Posterior mean [unit].
+        axes: Four, one more for the truth, and one more for each draw to show.
+        observed: Observation around the source, with its neighbours [unit]; NaN outside.
+        mean: Posterior mean, at the resolution of the model [unit].
         std: Posterior standard deviation [unit].
         samples: Draws [unit]; the first are shown.
+        pull: Residual of the whole field over sigma, where `observed` is.
+        truth: Noise-free model image [unit].
         unit: Unit of the images, for the colour bars.
         pixel_scale: Side of a pixel [arcsec], for a scale bar; none if None.
         titles: Whether to name the panels.
@@ -194,34 +202,43 @@ def plot_posterior_row(
     Raises:
         ValueError: If there are fewer draws than axes for them.
     """
-    n = len(axes) - 2
+    given = [(observed, "observation")]
+    given += [] if truth is None else [(truth, "truth")]
+    given += [(mean, "mean")]
+    n = len(axes) - len(given) - 2
     if n < 0 or len(samples) < n:
         raise ValueError(
-            f"{len(axes)} axes need {n} draws (two are mean and sd), got {len(samples)}."
+            f"{len(axes)} axes need {n} draws ({len(given) + 2} are for the rest), got"
+            f" {len(samples)}."
         )
     peak = float(np.nanmax(mean))
     peak = peak if peak > 0 else 1.0
     norm = AsinhNorm(linear_width=0.05 * peak, vmin=-0.05 * peak, vmax=peak)
-    panels = [(mean, "mean"), (std, "standard deviation")]
+    panels = [*given, (std, "st. deviation")]
     panels += [(draw, f"draw {i + 1}") for i, draw in enumerate(samples[:n])]
     artists = []
-    for i, (ax, (picture, title)) in enumerate(zip(axes, panels, strict=True)):
-        look = (
-            {"cmap": "magma", "vmin": 0}
-            if i == 1
-            else {"cmap": SEQUENTIAL, "norm": norm}
-        )
+    for ax, (picture, title) in zip(axes, panels, strict=False):
+        look = {"cmap": SEQUENTIAL, "norm": norm}
+        if picture is std:
+            look = {"cmap": "magma", "vmin": 0}
         artists.append(ax.imshow(picture, origin="lower", **look))
-        ax.set(xticks=[], yticks=[])
+        ax.set_facecolor("0.8")
         if titles:
             ax.set_title(title)
+    artists.append(plot_pull(axes[-1], pull, colorbar=False))
+    if titles:
+        axes[-1].set_title("pull")
+    for ax in axes:
+        ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
     decade = 10 ** np.floor(np.log10(peak))
     top = decade * np.floor(peak / decade)  # one digit, inside the bar
     ticks = [0, *(f * top for f in (0.1, 0.3, 1.0))]
-    _colorbar(axes[0], artists[0], f"[{unit}]", ticks=ticks)
-    _colorbar(axes[1], artists[1], f"[{unit}]")
+    at = len(given) - 1
+    _colorbar(axes[at], artists[at], f"[{unit}]", ticks=ticks)
+    _colorbar(axes[at + 1], artists[at + 1], f"[{unit}]")
+    _colorbar(axes[-1], artists[-1], r"[$\sigma$]", ticks=[-5, 0, 5])
     if pixel_scale:
-        plot_scale_bar(axes[0], mean.shape[1], pixel_scale)
+        plot_scale_bar(axes[0], observed.shape[1], pixel_scale)
     return artists
 
 
@@ -240,7 +257,8 @@ def plot_prior_samples(
 
 def _colorbar(ax: Axes, image: AxesImage, label: str, ticks=None) -> Colorbar:
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03, ticks=ticks)
-    bar.set_label(label)
+    bar.set_label(label, labelpad=1)
+    bar.ax.tick_params(pad=1, length=2)
     if ticks is not None:
         bar.ax.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
         bar.ax.minorticks_off()

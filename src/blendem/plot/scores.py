@@ -103,7 +103,13 @@ def plot_coverage(
     ax.set(xlabel="credibility level", ylabel="part of sources inside")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     if label:
-        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.08), labelspacing=0.2)
+        # Curves of errors that are too small, the common fault, leave this corner free.
+        ax.legend(
+            loc="upper left",
+            bbox_to_anchor=(0.0, 0.92),
+            labelspacing=0.2,
+            handlelength=1.0,
+        )
     return line
 
 
@@ -120,7 +126,7 @@ def plot_ranks(
     ax.set(xlabel="rank of the truth", ylabel="sources", xlim=(edges[0], edges[-1]))
     ax.set_ylim(0, None)
     ax.set_title(
-        rf"$\chi^2$: p = {histogram['p_chi2']:.2g}, KS: p = {histogram['p_ks']:.2g}"
+        f"p = {histogram['p_chi2']:.2g} ($\\chi^2$)\np = {histogram['p_ks']:.2g} (KS)"
     )
     return line
 
