@@ -61,6 +61,8 @@ def main(
                     ax, LEVELS, *coverage_fraction(inside), label=label, color=hue
                 )
             ax.set_title(title, loc="left")
+            if ax is not axes[0]:
+                ax.set_ylabel("")
         ranks = scores[f"flux_rank_{band}"].dropna().to_numpy(int)
         if len(ranks):
             bins = min(n_samples + 1, 16 if len(ranks) >= 160 else 8)
