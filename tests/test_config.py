@@ -103,14 +103,18 @@ def test_defaults_of_the_training_are_those_of_the_library():
         assert value == getattr(defaults, name), name
 
 
-@pytest.mark.parametrize("tier", ["latent", "unet"])
-def test_laps_of_em_need_the_gaussian_tier(tier):
-    text = message({"prior": {"tier": tier}, "em": {"laps": 2}})
-    assert f"em.laps: 2 with prior.tier: {tier}" in text
+def test_the_unet_tier_is_not_part_of_the_workflow():
+    text = message({"prior": {"tier": "unet"}})
+    assert "prior.tier: unet" in text and "use latent or gaussian" in text
+
+
+def test_laps_of_em_need_the_gaussian_tier():
+    text = message({"prior": {"tier": "latent"}, "em": {"laps": 2}})
+    assert "em.laps: 2 with prior.tier: latent" in text
     assert "set em.laps: 0 or prior.tier: gaussian" in text
     config = load_config({"prior": {"tier": "gaussian"}, "em": {"laps": 2}})
     assert config.em.laps == 2
-    assert load_config({"prior": {"tier": tier}}).em.laps == 0
+    assert load_config({}).prior.tier == "latent" and load_config({}).em.laps == 0
 
 
 @pytest.mark.parametrize(

@@ -373,6 +373,11 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             f" {config.stamps.n}; raise stamps.n to"
             f" {-(-(config.prior.modes + PCA_OVERSAMPLING) // N_SYMMETRIES)}"
         )
+    if config.prior.tier == "unet":
+        yield (
+            "prior.tier: unet is a library call so far (prior.train_unet), not part of the"
+            " workflow; use latent or gaussian"
+        )
     if config.em.laps and config.prior.tier != "gaussian":
         yield (
             f"em.laps: {config.em.laps} with prior.tier: {config.prior.tier}; EM of"

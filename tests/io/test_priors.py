@@ -13,6 +13,7 @@ from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.network import LatentNetwork
+from blendem.prior.unet import UNet, UNetPrior, unet_like
 
 
 def gaussian(rng, analysis=False):
@@ -34,12 +35,22 @@ def latent(rng, key):
     return LatentPrior(gaussian(rng, True), LatentNetwork(3, 8, 2, key=key))
 
 
-@pytest.fixture(params=["gaussian", "analysis", "latent"])
+def unet(rng, key):
+    like = unet_like(gaussian(rng).basis, channels=(4, 6), patch=2, dtype="float64")
+    drawn = UNet(2, (4, 6), 2, key=key)
+    moments = jax.tree.map(
+        lambda a: rng.normal(size=a.shape).astype(a.dtype), like.moments
+    )
+    return UNetPrior(gaussian(rng), moments, drawn, like.spread + np.float32(0.5))
+
+
+@pytest.fixture(params=["gaussian", "analysis", "latent", "unet"])
 def saved(request, tmp_path, rng, key):
     kinds = {
         "gaussian": lambda: gaussian(rng),
         "analysis": lambda: gaussian(rng, True),
         "latent": lambda: latent(rng, key),
+        "unet": lambda: unet(rng, key),
     }
     prior = kinds[request.param]()
     path = tmp_path / "00.eqx"
@@ -74,7 +85,8 @@ def test_a_latent_prior_denoises_as_before(tmp_path, rng, key):
 def test_the_header_is_read_without_the_leaves(saved):
     path, prior = saved
     header = read_header(path)
-    tier = "latent" if isinstance(prior, LatentPrior) else "gaussian"
+    tiers = {GaussianPrior: "gaussian", LatentPrior: "latent", UNetPrior: "unet"}
+    tier = tiers[type(prior)]
     assert (header["tier"], header["stamp"], header["modes"]) == (tier, 5, 3)
     assert header["bands"] == ["g", "i"] and header["card"]["note"] == "any"
 

@@ -16,8 +16,10 @@ from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.network import LatentNetwork
+from blendem.prior.unet import UNetPrior, unet_like
 
-Prior = GaussianPrior | LatentPrior
+Prior = GaussianPrior | LatentPrior | UNetPrior
+TIERS = {"gaussian": GaussianPrior, "latent": LatentPrior, "unet": UNetPrior}
 SCALE_TOLERANCE = 0.01  # relative, of pixel scales and PSFs: rounding of a WCS
 
 
@@ -80,7 +82,7 @@ def tier_of(prior: Prior) -> str:
     Raises:
         TypeError: If it is no prior.
     """
-    for tier, kind in {"gaussian": GaussianPrior, "latent": LatentPrior}.items():
+    for tier, kind in TIERS.items():
         if isinstance(prior, kind):
             return tier
     raise TypeError(f"{type(prior).__name__} is no prior that can be written")
@@ -145,11 +147,11 @@ def _network_header(prior: Prior) -> dict[str, Any]:
     if isinstance(prior, GaussianPrior):
         return {}
     network = prior.network
-    return {
-        "width": network.width,
-        "blocks": network.blocks,
-        "dtype": str(network.last.weight.dtype),
-    }
+    names = ("width", "blocks")
+    if isinstance(prior, UNetPrior):
+        names = ("channels", "patch", "blocks")
+    leaf = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))[0]
+    return {n: getattr(network, n) for n in names} | {"dtype": str(leaf.dtype)}
 
 
 def _like(path: Path, header: dict[str, Any]) -> Prior:
@@ -169,8 +171,16 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
     gaussian = GaussianPrior(basis, np.zeros(d), np.zeros((d, d)))
     if header["tier"] == "gaussian":
         return gaussian
+    sizes = header["network"]
+    if header["tier"] == "unet":
+        return unet_like(
+            basis,
+            channels=tuple(sizes["channels"]),
+            patch=sizes["patch"],
+            blocks=sizes["blocks"],
+            dtype=sizes["dtype"],
+        )
     if header["tier"] == "latent":
-        sizes = header["network"]
         shapes = eqx.filter_eval_shape(
             LatentNetwork, d, sizes["width"], sizes["blocks"], key=jax.random.key(0)
         )
