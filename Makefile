@@ -21,13 +21,14 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo smoke real test test-slow validate lint format lock clean distclean benchmark-hsc35
+.PHONY: help install demo smoke real real-gaussian test test-slow validate lint format lock clean distclean benchmark-hsc35
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
 	@echo 'test       install, then the fast tests'
 	@echo 'test-slow  the tests that take longer'
 	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
+	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
 	@echo 'smoke      the smallest run through every rule: results/smoke/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
@@ -67,15 +68,17 @@ smoke: $(STAMP)
 
 # Snakemake runs scripts in this folder, while paths in a table start from the table's: the
 # variable is made absolute.
-real: $(STAMP)
+real: RUN := hsc_cosmos
+real-gaussian: RUN := hsc_cosmos_gaussian
+real real-gaussian: $(STAMP)
 	@data=$${BLENDEM_DATA:-../shared/data}; \
 	if [ ! -d "$$data" ]; then \
 	  echo "error: no real data: BLENDEM_DATA is $${BLENDEM_DATA:-not set} and $$data is no folder; see config/hsc_cosmos.yaml"; \
 	  exit 1; \
 	fi; \
 	export BLENDEM_DATA="$$(cd "$$data" && pwd)"; \
-	$(SNAKEMAKE) --configfile config/hsc_cosmos.yaml
-	@echo 'Results: results/hsc_cosmos/'
+	$(SNAKEMAKE) --configfile config/$(RUN).yaml
+	@echo 'Results: results/$(RUN)/'
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

@@ -47,8 +47,8 @@ AMPLITUDE_JITTER = 0.1  # of ln(amplitude)
 MODES = (128, 160, 192, 256)
 PEER_STEPS = (300, 1000, 3000)  # more is not better: its loss rises again after 1000
 SEED = 20240611
-# What `make real` learns by EM from 74 of the real blends, this scene among them.
-REFINED = Path("results/hsc_cosmos/prior/03.eqx")
+# What `make real-gaussian` learns by EM from 74 of the real blends, this scene among them.
+REFINED = Path("results/hsc_cosmos_gaussian/prior/03.eqx")
 # chi2 per pixel of scarlet2 at its repository head, converged, in g r i z y.
 TARGET = np.array([1.43, 1.49, 1.23, 1.24, 1.15])
 SPEED_UP = 5.0  # wanted, over the peer
@@ -306,7 +306,7 @@ def main(data: Path, folder: Path, *, peer: bool) -> None:
     if REFINED.is_file():
         priors["refined"] = read_prior(REFINED)[0]
     else:
-        print(f"{REFINED} is not there: run `make real` first to time its prior, too")
+        print(f"{REFINED} is not there: run `make real-gaussian` first to time its prior, too")
     for sky in (0.0, 0.3):
         settings = Settings(
             REFERENCE, STAMP, 3, centroid_prior=0.4, centroid_sigma=0.05, sky_sigma=sky
