@@ -371,9 +371,9 @@ def denoise(
     r = (jnp.arange(side, dtype=x_t.dtype) - side // 2) / (side / 2)
     radius = jnp.sqrt(r[:, None] ** 2 + r[None] ** 2)
     radius = jnp.broadcast_to(radius, (len(x_t), 1, side, side))
-    # arcsinh tames the contrast between core and edge; only the network sees it.
+    # The contrast between core and edge is tamed; only the network sees it.
     inputs = jnp.concatenate(
-        [jnp.arcsinh(x_t / noise), jnp.arcsinh(wiener / error), radius], axis=1
+        [_stretch(x_t / noise), _stretch(wiener / error), radius], axis=1
     )
     if bfloat16:
         low = jax.tree.map(
@@ -386,6 +386,11 @@ def denoise(
         shift = jax.vmap(network)(inputs, sigma)
     gain = error / jnp.sqrt(1 + (sigma / DAMPING) ** 2)[:, None, None, None]
     return wiener + gain * shift
+
+
+def _stretch(s: Array) -> Array:
+    """Linear around 0, logarithmic beyond 1, odd."""
+    return jnp.sign(s) * jnp.log1p(jnp.abs(s))
 
 
 def unet_like(
