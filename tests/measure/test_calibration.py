@@ -169,6 +169,15 @@ def test_ranks_of_many_quantities(rng):
     assert table["nan_draws"].to_list() == [0, 0, pytest.approx(nan_draws)]
 
 
+def test_ranks_are_exact_with_few_draws(rng):
+    """Two draws: ranks 0, 1, 2 have one third each."""
+    truth, draws = quantities(rng)
+    few = {name: values[:2] for name, values in draws.items()}
+    table = sbc_table(truth, few, 15, rng=rng).set_index("quantity")
+    for name in ("good", "holes"):
+        assert table["p_chi2"][name] > 1e-3 and table["p_ks"][name] > 1e-3
+
+
 def test_ranks_of_nothing_are_nan(rng):
     truth = {"a": np.full(4, np.nan), "b": np.zeros(4)}
     table = sbc_table(
@@ -184,7 +193,8 @@ def test_ranks_of_nothing_are_nan(rng):
 
 def test_intervals_of_many_quantities(rng):
     truth, draws = quantities(rng)
-    magnitude, blendedness = rng.uniform(18, 26, N), rng.uniform(-1e-9, 1, N)
+    magnitude, blendedness = rng.uniform(18, 26, N), rng.uniform(0, 1, N)
+    blendedness[::10] = -1e-17  # rounding of isolated sources
     by = {"mag": (magnitude, [18, 22, 26]), "blendedness_r": (blendedness, [0, 0.2, 1])}
     table = interval_table(truth, draws, by)
     assert len(table) == 3 * 2 * 5

@@ -112,7 +112,10 @@ def test_draws_of_every_quantity_give_ranks_and_intervals(rng):
         "size": 0.5 + 0.01 * ladder,
         "e1": 0.1 + 0.01 * ladder,
     }
-    truth = truth.set_index("id").loc[catalog["id"]].reset_index()
+    # A source that is not in the truth comes first: draws follow the rows of the catalog.
+    catalog = pd.concat([catalog.iloc[:1].assign(id=99), catalog], ignore_index=True)
+    other = np.full((n_draws, 1), 1e6)
+    samples = {k: np.concatenate([other, v], axis=1) for k, v in samples.items()}
     scores = score_sources(catalog, truth, BANDS, samples=samples)
     gaussian = score_sources(catalog, truth, BANDS)
     for name in ("color_{}_g_r", "size_{}", "e1_{}"):
