@@ -1,0 +1,137 @@
+"""The mixture prior, its denoiser and its posteriors against brute force on a grid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from tests.inference.test_posterior import make_prior
+
+from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.mixture import MixturePrior, exact_posterior
+
+WEIGHTS = np.array([0.2, 0.5, 0.3])
+CENTERS = np.array([[-1.0, 0.5], [0.8, 0.2], [0.1, -1.2]])
+COVARIANCES = np.array(
+    [[[0.3, 0.1], [0.1, 0.2]], [[0.2, -0.05], [-0.05, 0.4]], [[0.15, 0], [0, 0.1]]]
+)
+
+
+def make():
+    return MixturePrior.of(WEIGHTS, CENTERS, COVARIANCES)
+
+
+def grid_2d(n=241, half=5.0):
+    line = np.linspace(-half, half, n)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def density(points):
+    return sum(
+        w * multivariate_normal(m, c).pdf(points)
+        for w, m, c in zip(WEIGHTS, CENTERS, COVARIANCES, strict=True)
+    )
+
+
+def moments(points, p):
+    p = p / p.sum()
+    mean = p @ points
+    return mean, np.einsum("n,ni,nj->ij", p, points - mean, points - mean)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 5.0])
+def test_denoiser_is_the_posterior_mean_and_covariance(sigma):
+    points = grid_2d()
+    e_t = np.array([[0.3, -0.4], [2.0, 1.0]])
+    mean, variance = make().denoise_latent(jnp.asarray(e_t), jnp.asarray(sigma))
+    same, full = make().denoise_full(jnp.asarray(e_t), jnp.asarray(sigma))
+    for k, noisy in enumerate(e_t):
+        noise = np.exp(-0.5 * np.sum((points - noisy) ** 2, axis=1) / sigma**2)
+        expected, covariance = moments(points, density(points) * noise)
+        # Sums over a grid finer than the densities converge exponentially.
+        np.testing.assert_allclose(mean[k], expected, atol=1e-7)
+        np.testing.assert_allclose(same[k], expected, atol=1e-7)
+        np.testing.assert_allclose(variance[k], np.diag(covariance), atol=1e-7)
+        np.testing.assert_allclose(full[k], covariance, atol=1e-7)
+
+
+def test_one_standard_component_is_the_gaussian_prior(key, rng):
+    prior = MixturePrior.of([2.0], np.zeros((1, 3)), np.ones(1))
+    gaussian = GaussianPrior.standard(make_prior(rng, 3).basis)
+    e_t = jax.random.normal(key, (4, 2, 3))
+    one = prior.denoise_latent(e_t, jnp.asarray(0.7))
+    two = gaussian.denoise_latent(e_t, jnp.asarray(0.7))
+    for a, b in zip(one, two, strict=True):
+        assert a.shape == (4, 2, 3)
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_draws_have_the_moments_of_the_mixture(key):
+    e = np.asarray(make().sample(20000, key=key))
+    mean, covariance = moments(grid_2d(), density(grid_2d()))
+    # Five standard errors.
+    assert np.abs(e.mean(axis=0) - mean).max() < 5 * np.sqrt(covariance.max() / 20000)
+    np.testing.assert_allclose(np.cov(e.T), covariance, atol=0.05)
+
+
+def test_posterior_of_one_galaxy_is_that_of_a_grid(rng):
+    factor, target = np.array([[1.5, 0.0], [0.7, 0.4]]), np.array([0.5, -0.3])
+    points = grid_2d()
+    likelihood = np.exp(-0.5 * np.sum((target - points @ factor) ** 2, axis=1))
+    mean, covariance = moments(points, density(points) * likelihood)
+    exact = exact_posterior(make(), factor, target)
+    np.testing.assert_allclose(exact.mean, mean, atol=1e-7)
+    np.testing.assert_allclose(exact.covariance, covariance, atol=1e-7)
+    parts = [
+        w * np.sum(multivariate_normal(m, c).pdf(points) * likelihood)
+        for w, m, c in zip(WEIGHTS, CENTERS, COVARIANCES, strict=True)
+    ]
+    np.testing.assert_allclose(exact.weights, parts / np.sum(parts), atol=1e-9)
+
+
+def test_posterior_of_two_degenerate_galaxies_is_that_of_a_grid(rng):
+    """One coordinate each, and data that see mostly the sum: modes swap places."""
+    prior = MixturePrior.of([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.2])
+    factor, target = np.array([[3.0, 0.2], [3.0, -0.1]]), np.array([0.3, 0.1])
+    exact = exact_posterior(prior, factor, target)
+    assert exact.choices.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    points = grid_2d()
+    likelihood = np.exp(-0.5 * np.sum((target - points @ factor) ** 2, axis=1))
+
+    def part(c, x):
+        w, m, v = [(0.3, -1.0, 0.1), (0.7, 1.0, 0.2)][c]
+        return w * np.exp(-0.5 * (x - m) ** 2 / v) / np.sqrt(v)
+
+    parts = np.array(
+        [part(a, points[:, 0]) * part(b, points[:, 1]) for a, b in exact.choices]
+    )
+    parts = parts * likelihood
+    np.testing.assert_allclose(
+        exact.weights, parts.sum(axis=1) / parts.sum(), atol=1e-9
+    )
+    mean, covariance = moments(points, parts.sum(axis=0))
+    np.testing.assert_allclose(exact.mean, mean, atol=1e-7)
+    np.testing.assert_allclose(exact.covariance, covariance, atol=1e-7)
+    e = exact.draw(20000, rng)
+    assert e.shape == (20000, 2, 1)
+    # Five standard errors of a fraction.
+    assert np.abs(exact.mode_weights(e) - exact.weights).max() < 5 * 0.5 / 141
+    np.testing.assert_allclose(np.cov(e[:, :, 0].T), covariance, atol=0.05)
+
+
+def test_mode_weights_follow_the_draws():
+    """Draws all in one mode are counted there, whatever the prior says."""
+    prior = MixturePrior.of([0.5, 0.5], [[-3.0], [3.0]], [0.1, 0.1])
+    exact = exact_posterior(prior, np.zeros((2, 2)), np.zeros(2))
+    np.testing.assert_allclose(exact.weights, 0.25)
+    e = np.array([[[-3.0], [3.0]], [[-2.8], [3.1]], [[3.0], [3.0]], [[2.9], [-3]]])
+    np.testing.assert_allclose(exact.mode_weights(e), [0, 0.5, 0.25, 0.25], atol=1e-9)
+
+
+def test_bad_mixtures_and_likelihoods_are_refused():
+    with pytest.raises(ValueError, match="must be positive"):
+        MixturePrior.of([0.5, 0.0], [[-1.0], [1.0]], [1.0, 1.0])
+    with pytest.raises(ValueError, match="must be positive"):
+        MixturePrior.of([0.5, 0.5], [[-1.0], [1.0]], [1.0, 0.0])
+    with pytest.raises(ValueError, match="3 rows, which is no multiple of the 2 modes"):
+        exact_posterior(make(), np.zeros((3, 3)), np.zeros(3))
