@@ -136,7 +136,9 @@ def test_training_curves_show_the_history_and_the_best():
     ]
     np.testing.assert_array_equal(levels[1].get_ydata(), curve["ratio_3"])
     note = pair[0].figure.axes[2].texts[0]
-    assert note.get_text() == "kept: 0.500" and note.xy == (2, 0.5)
+    assert note.get_text() == "kept: 0.500 (step 2000)"
+    circle = pair[0].figure.axes[2].lines[1]
+    np.testing.assert_array_equal(circle.get_xydata(), [[2, 0.5]])
 
 
 def test_flux_error_draws_the_binned_medians(rng):

@@ -67,6 +67,7 @@ def main(
             plot.plot_prior_samples(axes, pictures)
             axes[0].set_ylabel(name)
         panels[0, 0].set_title(f"mean of {STAMPS}", fontsize=7)
+        plot.plot_scale_bar(panels[0, 0], mean.shape[-1], float(space.pixel_scale))
         draw_modes(panels[-1], space, band)
         panels[-1, 0].set_ylabel(f"modes, {band}")
         save(figure, output, config.dpi)

@@ -32,16 +32,18 @@ def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
     (held,) = other.plot(step, curve["held_out"], color=BLUE, marker=".")
     best = int(np.argmin(curve["held_out"]))
     other.plot(step[best], curve["held_out"][best], "o", mfc="none", color=ORANGE)
-    other.annotate(
-        f"kept: {curve['held_out'][best]:.3f}",
-        (step[best], curve["held_out"][best]),
-        (-4, 8),
-        textcoords="offset points",
+    # In the corner that falling curves leave free.
+    other.text(
+        0.97,
+        0.95,
+        f"kept: {curve['held_out'][best]:.3f} (step {curve['step'][best]})",
+        transform=other.transAxes,
         ha="right",
+        va="top",
         color=ORANGE,
         size=7,
     )
-    other.set_ylabel("held-out error / Wiener's, mean of levels", color=BLUE)
+    other.set_ylabel("held-out error / Wiener's, mean", color=BLUE)
     lines = []
     colors = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.0, 0.85, len(levels)))
     for sigma, color in zip(levels, colors, strict=True):
