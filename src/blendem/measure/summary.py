@@ -9,7 +9,7 @@ import pandas as pd
 from blendem.measure.scores import summarise_scores
 
 
-def entry(value: Any, unit: str, n: int, meaning: str) -> dict[str, Any]:
+def entry(value: Any, unit: str, n: Any, meaning: str) -> dict[str, Any]:
     """One number: NaN becomes None."""
     number = float(value)
     return {
