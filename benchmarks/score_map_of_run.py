@@ -1,0 +1,189 @@
+"""Maximum a posteriori with the score prior of a run, on all of its blends.
+
+    .venv/bin/python benchmarks/score_map_of_run.py results/<run> --prior results/<run>/prior/00.eqx
+
+Statistics and cut-outs are those of the run, so that only the estimate differs from the posterior
+mean. Nuisances (star fluxes, shifts, sky) take their conditional mean given the galaxies. Writes
+`results/<run>/peers/score_map.h5` (see method_results.py); fits that did not converge are counted
+in its `blends` and kept.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.linalg
+from method_results import (
+    WINDOW_MARGIN,
+    MethodResult,
+    cut,
+    read_cutouts,
+    window_corner,
+    write_method,
+)
+
+from blendem.config import InferConfig
+from blendem.inference.batch import render_of
+from blendem.inference.likelihood import galaxy_likelihood, galaxy_unknowns
+from blendem.inference.score_map import ScoreMapSettings, fit_score_map
+from blendem.inference.statistics import STAR_SPREAD
+from blendem.io.blends import BlendSet
+from blendem.io.priors import read_prior
+from blendem.io.products import read_h5
+from blendem.io.statistics import unstack
+from blendem.measure.sources import point_image
+
+BATCH = 4
+
+
+def complete(statistics, prior, e: np.ndarray) -> np.ndarray:
+    """All unknowns w given the galaxies: `(1 + H_nn)^-1 (b_n - H_ng z)` for the others."""
+    galaxy = galaxy_unknowns(statistics)
+    w = np.zeros(len(statistics.b))
+    w[galaxy] = (np.asarray(prior.mean) + e @ np.asarray(prior.cholesky).T).ravel()
+    if not galaxy.all():
+        H = np.asarray(statistics.H, float)
+        force = statistics.b[~galaxy] - H[np.ix_(~galaxy, galaxy)] @ w[galaxy]
+        precision = np.eye(int((~galaxy).sum())) + H[np.ix_(~galaxy, ~galaxy)]
+        w[~galaxy] = scipy.linalg.solve(precision, force, assume_a="pos")
+    return w
+
+
+def fit_chunk(
+    data: BlendSet, arrays: dict, prior, infer: InferConfig, settings: ScoreMapSettings
+) -> tuple[np.ndarray, list, list, list[dict]]:
+    """Model images `(source, band, stamp, stamp)`, then per stack of blends the images as
+    observed and the rows of their sources; and one row of notes per blend.
+    """
+    basis = prior.basis
+    d, (n_bands, stamp) = len(prior.mean), basis.mean.shape[:2]
+    modes = np.asarray(basis.modes).reshape(d, -1)
+    point = point_image(stamp, float(basis.psf_sigma))
+    given = {r: s for r, s in enumerate(unstack(arrays, data)) if s is not None}
+    fits = fit_score_map(
+        prior,
+        [galaxy_likelihood(s, prior) for s in given.values()],
+        settings,
+        batch=BATCH,
+    )
+    sources = data.sources
+    images = np.full((len(sources["id"]), n_bands, stamp, stamp), np.nan, np.float32)
+    center = np.full((len(images), 2), np.nan)
+    notes = [
+        {"field": f, "number": n, "converged": False, "gradient_norm": np.nan}
+        for f, n in zip(data.blends["field"], data.blends["number"], strict=True)
+    ]
+    for (row, s), found in zip(given.items(), fits, strict=True):
+        notes[row] |= {
+            "converged": found.converged,
+            "gradient_norm": found.gradient_norm,
+        }
+        w = complete(s, prior, found.e)
+        members = np.flatnonzero(sources["blend"] == row)
+        members = members[np.argsort(sources["slot"][members])]
+        group = arrays[f"stack_{data.blends['stack'][row]}"]
+        index, k = data.blends["index"][row], len(members)
+        center[members] = group["centers"][index][:k]
+        rest = w[k * d :]
+        if infer.centroid_sigma > 0:
+            center[members] += infer.centroid_sigma * rest[: 2 * k].reshape(k, 2)
+        for j, m in enumerate(members):
+            scale, z = float(group["scale"][index, j]), w[j * d : (j + 1) * d]
+            if s.is_star[j]:
+                flux = scale * (1 + STAR_SPREAD * z[:n_bands])
+                images[m] = flux[:, None, None] * point
+            else:
+                light = np.asarray(basis.mean).ravel() + z @ modes
+                images[m] = (scale * light).reshape(images[m].shape)
+    observed, owners = [], []
+    for number, stack in enumerate(data.stacks):
+        padded = stack.present.shape[1]
+        rows = np.flatnonzero(data.blends["stack"] == number)
+        rows = rows[np.argsort(data.blends["index"][rows])]
+        placed = np.zeros((len(rows), padded, n_bands, stamp, stamp), np.float32)
+        centers, owner = np.asarray(stack.centers).copy(), []
+        for i, row in enumerate(rows):
+            members = np.flatnonzero(sources["blend"] == row)
+            members = members[np.argsort(sources["slot"][members])]
+            placed[i, : len(members)] = np.nan_to_num(images[members])
+            known = np.isfinite(center[members])
+            centers[i, : len(members)][known] = center[members][known]
+            owner.append(members)
+        observed.append(
+            render_of(stack, placed, centers, float(basis.psf_sigma), BATCH)[0]
+        )
+        owners.append(owner)
+    return images, observed, owners, notes
+
+
+def main(options: argparse.Namespace) -> None:
+    """Fit all chunks and write the file."""
+    run, start = options.run, time.perf_counter()
+    prior, _ = read_prior(options.prior)
+    settings = ScoreMapSettings(sigma_0=options.sigma_0)
+    infer = InferConfig(centroid_sigma=options.centroid_sigma)
+    cutouts = read_cutouts(run)
+    bands = tuple(prior.basis.bands)
+    side = prior.basis.mean.shape[-1] + WINDOW_MARGIN
+    tables, windows, corners, notes = [], [], [], []
+    paths = sorted((run / "statistics").glob("*.h5"), key=lambda p: int(p.stem))
+    for (_, data), path in zip(cutouts.chunks, paths, strict=True):
+        images, observed, owners, more = fit_chunk(
+            data, read_h5(path)[0], prior, infer, settings
+        )
+        notes += more
+        s = data.sources
+        table = pd.DataFrame({"field": s["field"], "id": s["id"]})
+        flux = images.sum(axis=(2, 3), dtype=float)
+        for i, b in enumerate(bands):
+            table[f"flux_{b}"] = flux[:, i]
+        low = window_corner(np.stack([s["y"], s["x"]], axis=-1), side)
+        out = np.full((len(table), len(bands), side, side), np.nan, np.float32)
+        for seen, owner in zip(observed, owners, strict=True):
+            for i, members in enumerate(owner):
+                for j, m in enumerate(members):
+                    row = s["blend"][m]
+                    begin = (data.blends["corner_y"][row], data.blends["corner_x"][row])
+                    out[m] = cut(seen[i, j], begin, low[m], side)
+        out[~np.isfinite(flux).all(axis=1)] = np.nan
+        tables.append(table)
+        windows.append(out)
+        corners.append(low)
+    blends = pd.DataFrame(notes)
+    seconds = (time.perf_counter() - start) / len(blends)
+    write_method(
+        run / "peers" / options.output,
+        MethodResult(
+            pd.concat(tables, ignore_index=True),
+            np.concatenate(windows),
+            np.concatenate(corners),
+            {"fit": seconds},
+        ),
+        blends,
+        {
+            "method": f"score MAP, sigma_0 = {settings.sigma_0:g}",
+            "command": " ".join(sys.argv),
+        },
+    )
+    print(
+        f"{len(blends)} blends, {int((~blends['converged']).sum())} not converged,"
+        f" {seconds:.2f} s per blend"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a run with statistics")
+    parser.add_argument("--prior", type=Path, required=True, help="file .eqx")
+    parser.add_argument("--sigma-0", type=float, default=ScoreMapSettings().sigma_0)
+    parser.add_argument(
+        "--centroid-sigma",
+        type=float,
+        default=InferConfig().centroid_sigma,
+        help="as `infer.centroid_sigma` of the run",
+    )
+    parser.add_argument("--output", default="score_map.h5", help="file in peers/")
+    main(parser.parse_args())
