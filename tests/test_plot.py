@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure  # (after the choice of the backend)
 
 from blendem import plot
-from blendem.plot.inputs import cutout
+from blendem.plot.inputs import cutout, shown_side
 
 BANDS = ("g", "r", "i")
 
@@ -114,6 +114,16 @@ def test_cutouts_are_centred_and_grey_outside():
     cut = cutout(image, np.array([0.0, 9.0]), 3)
     np.testing.assert_array_equal(np.isnan(cut).sum(axis=1), [3, 1, 1])
     assert cut[1, 1] == image[0, 9]
+
+
+def test_large_sources_are_shown_whole_and_small_ones_closer():
+    r = np.arange(49) - 24
+    r2 = r[:, None] ** 2 + r**2
+    assert shown_side(np.exp(-0.5 * r2 / 2.0**2)) == 25
+    # 99 % of a Gaussian is within 2.81 sigma on both axes.
+    assert shown_side(np.exp(-0.5 * r2 / 6.0**2)) == 35
+    assert shown_side(np.ones((49, 49))) == 49
+    assert shown_side(np.ones((15, 15))) == 15
 
 
 def test_training_curves_show_the_history_and_the_best():

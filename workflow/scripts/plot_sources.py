@@ -12,7 +12,7 @@ from blendem.config import PlotConfig
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5, read_samples, read_table
 from blendem.logs import configure_logging
-from blendem.plot.inputs import cutout, read_field, save
+from blendem.plot.inputs import cutout, read_field, save, shown_side
 
 
 def main(
@@ -35,7 +35,7 @@ def main(
     index = basis.bands.index(band)
     n, scale = max(len(chosen), 1), float(basis.pixel_scale)
     with matplotlib.rc_context(plot.STYLE | {"axes.titlesize": 7}):
-        figure = Figure(figsize=(plot.TWO_COLUMNS, 0.9 * n + 0.2))
+        figure = Figure(figsize=(plot.TWO_COLUMNS, 0.72 * n + 0.2))
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.02)
         columns = 4 + bool(truths) + config.n_samples
         rows = figure.subplots(n, columns, squeeze=False)
@@ -52,18 +52,24 @@ def main(
             row = int(np.flatnonzero(field.catalog["id"] == source["id"])[0])
             k = int(np.flatnonzero(draws.ids == source["id"])[0])
             plane = field.bands.index(band)
-            # As much of the sky as the stamp covers, in observed pixels.
+            mean = field.stamps[row, index]
+            part = shown_side(mean)
+            inner = slice(len(mean) // 2 - part // 2, len(mean) // 2 + part // 2 + 1)
+            # The same part of the sky in observed pixels.
             ratio = scale / (field.pixel_scale or scale)
-            side = 2 * round(basis.mean.shape[-1] * ratio / 2) + 1
+            side = 2 * int(part * ratio / 2) + 1
+            truth = None
+            if truths:
+                truth = true_image(truths[path], source["id"], band)[inner, inner]
             at = field.positions[row]
             plot.plot_source_row(
                 axes,
                 cutout(field.image[plane], at, side),
-                field.stamps[row, index],
-                field.stds[row, index],
-                draws.images(basis, k)[:, index],
+                mean[inner, inner],
+                field.stds[row, index][inner, inner],
+                draws.images(basis, k)[:, index, inner, inner],
                 cutout(field.pull[plane], at, side),
-                truth=true_image(truths[path], source["id"], band) if truths else None,
+                truth=truth,
                 unit=f"{field.unit or 'flux'} / pixel",
                 pixel_scale=scale / ratio,
                 titles=i == 0,

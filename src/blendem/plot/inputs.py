@@ -127,6 +127,17 @@ def cutout(
     return padded[y : y + side, x : x + side]
 
 
+def shown_side(image: Float[np.ndarray, "side side"], part: float = 0.99) -> int:
+    """Odd side of the central square with `part` of the absolute light, not below 25."""
+    side = image.shape[-1]
+    middle, light = side // 2, np.abs(np.nan_to_num(image))
+    for half in range(min(12, middle), middle):
+        box = slice(middle - half, middle + half + 1)
+        if light[box, box].sum() >= part * light.sum():
+            return 2 * half + 1
+    return 2 * middle + 1
+
+
 def place_stamps(
     stamps: Float[np.ndarray, "source band stamp stamp"],
     positions: Float[np.ndarray, "source 2"],

@@ -257,8 +257,8 @@ def plot_prior_samples(
 
 def _colorbar(ax: Axes, image: AxesImage, label: str, ticks=None) -> Colorbar:
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03, ticks=ticks)
-    bar.set_label(label, labelpad=1)
-    bar.ax.tick_params(pad=1, length=2)
+    bar.set_label(label, labelpad=1, fontsize=6)
+    bar.ax.tick_params(pad=1, length=2, labelsize=6)
     if ticks is not None:
         bar.ax.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
         bar.ax.minorticks_off()
