@@ -169,6 +169,8 @@ def blend_weights(blends: np.ndarray, seed: int) -> np.ndarray:
     names, place = np.unique(blends, return_inverse=True)
     rng = np.random.default_rng(seed)
     n = len(names)
+    if n == 0:
+        return np.ones((1, 0))
     counts = rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP)
     return np.concatenate([np.ones((1, len(blends))), counts[:, place]])
 
@@ -256,6 +258,11 @@ def best_definition(draws: dict, name: str, label: str) -> tuple[str, np.ndarray
     return best, found[best]
 
 
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
 def records(table: pd.DataFrame, draws: dict, subset: str, command: str) -> list[dict]:
     """Headline numbers in the bin of the targets, and ratios to the first method."""
     names = list(dict.fromkeys(table["method"]))
@@ -269,8 +276,8 @@ def records(table: pd.DataFrame, draws: dict, subset: str, command: str) -> list
         out.append(
             {
                 "name": f"peers/{subset}/{name}",
-                "value": float(value),
-                "error": float(error),
+                "value": _number(value),
+                "error": _number(error),
                 "unit": "1",
                 "n": int(n),
                 "command": command,
@@ -399,7 +406,7 @@ def main(options: argparse.Namespace) -> None:
             notes.append(
                 {
                     "name": f"peers/{name}/seconds_per_blend/{phase}",
-                    "value": None if np.isnan(value) else float(value),
+                    "value": _number(value),
                     "unit": "s",
                     "n": len(scores[name]["blend"].unique()),
                     "command": command,
@@ -409,7 +416,7 @@ def main(options: argparse.Namespace) -> None:
     (options.output / "comparison.md").write_text("\n".join(text))
     print("\n".join(text))
     for note in notes:
-        if "_over_" in note["name"]:
+        if "_over_" in note["name"] and note["value"] is not None:
             print(f"{note['name']}: {note['value']:.2f} ± {note['error']:.2f}")
 
 

@@ -265,6 +265,7 @@ def read_map(run: Path, profile: str = "sersic", stamp: int = 49) -> MethodResul
 @partial(jax.jit, static_argnames=("stamp", "profile"))
 def _profile_image(observation, flux, shapes, center, is_star, stamp, profile):
     """A source alone on the pixels of an observation."""
+    # The model PSF is for stamps: profiles are convolved with that of the observation.
     renderer = Renderer.of(observation, stamp, jnp.float32(0.7))
     return _render(renderer, flux, shapes, center, is_star, profile)
 

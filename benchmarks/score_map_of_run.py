@@ -63,12 +63,15 @@ def fit_chunk(
     modes = np.asarray(basis.modes).reshape(d, -1)
     point = point_image(stamp, float(basis.psf_sigma))
     given = {r: s for r, s in enumerate(unstack(arrays, data)) if s is not None}
-    fits = fit_score_map(
+    # Blends of stars alone have nothing to fit.
+    fitted = [r for r, s in given.items() if not np.all(s.is_star)]
+    found = fit_score_map(
         prior,
-        [galaxy_likelihood(s, prior) for s in given.values()],
+        [galaxy_likelihood(given[r], prior) for r in fitted],
         settings,
         batch=BATCH,
     )
+    fits = dict(zip(fitted, found, strict=True))
     sources = data.sources
     images = np.full((len(sources["id"]), n_bands, stamp, stamp), np.nan, np.float32)
     center = np.full((len(images), 2), np.nan)
@@ -76,12 +79,12 @@ def fit_chunk(
         {"field": f, "number": n, "converged": False, "gradient_norm": np.nan}
         for f, n in zip(data.blends["field"], data.blends["number"], strict=True)
     ]
-    for (row, s), found in zip(given.items(), fits, strict=True):
-        notes[row] |= {
-            "converged": found.converged,
-            "gradient_norm": found.gradient_norm,
-        }
-        w = complete(s, prior, found.e)
+    for row, s in given.items():
+        found = fits.get(row)
+        if found is not None:
+            notes[row]["gradient_norm"] = found.gradient_norm
+        notes[row]["converged"] = found is None or found.converged
+        w = complete(s, prior, np.zeros((0, d)) if found is None else found.e)
         members = np.flatnonzero(sources["blend"] == row)
         members = members[np.argsort(sources["slot"][members])]
         group = arrays[f"stack_{data.blends['stack'][row]}"]
