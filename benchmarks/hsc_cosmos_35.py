@@ -306,7 +306,9 @@ def main(data: Path, folder: Path, *, peer: bool) -> None:
     if REFINED.is_file():
         priors["refined"] = read_prior(REFINED)[0]
     else:
-        print(f"{REFINED} is not there: run `make real-gaussian` first to time its prior, too")
+        print(
+            f"{REFINED} is not there: run `make real-gaussian` first to time its prior, too"
+        )
     for sky in (0.0, 0.3):
         settings = Settings(
             REFERENCE, STAMP, 3, centroid_prior=0.4, centroid_sigma=0.05, sky_sigma=sky
