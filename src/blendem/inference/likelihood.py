@@ -16,17 +16,18 @@ from blendem.inference.posterior import BlendStatistics
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
 
-# Eigenvalues of H below this part of the largest are rounding of float32 sums.
-RELATIVE_RANK = 1e-9
+# Directions of which the data say less are left to the prior: they would lower its variance
+# by less than this part. Float32 sums round eigenvalues below `RELATIVE_RANK` of the largest.
+INFORMATION, RELATIVE_RANK = 5e-3, 1e-9
 
 
 class LatentLikelihood(NamedTuple):
     """Likelihood of the galaxies of one blend.
 
     Attributes:
-        factor: L with `H = L L^T`, columns by falling eigenvalue, `(latent, latent)`;
-            `latent = galaxy x mode`.
-        target: h, `(latent,)`; the white residual is `h - L^T e`.
+        factor: L with `H = L L^T`, columns by falling eigenvalue, only those that the
+            data inform about, `(latent, rank)`; `latent = galaxy x mode`.
+        target: h, `(rank,)`; the white residual is `h - L^T e`.
         n_galaxies, n_modes: Sizes.
         rest: `-2 ln L` at its unconstrained maximum, without `log_norm`.
         n_data: Number of unmasked pixels.
@@ -73,11 +74,9 @@ def galaxy_likelihood(
     H_e = H_e.reshape(n * d, n * d)
     values, vectors = np.linalg.eigh(0.5 * (H_e + H_e.T))
     values, vectors = values[::-1], vectors[:, ::-1]
-    if len(values):
-        values = np.where(values > RELATIVE_RANK * values[0], values, 0.0)
-    root = np.sqrt(np.maximum(values, 0.0))
-    seen = root > 0
-    target = np.where(seen, (vectors.T @ b_e) / np.where(seen, root, 1.0), 0.0)
+    seen = values > max(INFORMATION, RELATIVE_RANK * values.max(initial=0.0))
+    root, vectors = np.sqrt(values[seen]), vectors[:, seen]
+    target = (vectors.T @ b_e) / root
     return LatentLikelihood(
         factor=vectors * root,
         target=target,

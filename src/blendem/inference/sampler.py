@@ -27,7 +27,8 @@ from blendem.prior.latent import LatentPrior
 from blendem.prior.schedule import noise_levels
 
 LatentTier = GaussianPrior | LatentPrior
-# Numbers of galaxies that blends are padded to: one compilation each.
+# Numbers of galaxies that blends are padded to: one compilation for each, and for each of
+# four ranks.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -48,7 +49,10 @@ class SamplerSettings(NamedTuple):
     sigma_min: float = 0.01
     corrector: float = 0.0
     iterations: int = 40
-    tolerance: float = 1e-4
+    tolerance: float = 1e-2
+
+
+DEFAULT = SamplerSettings()
 
 
 class Draws(NamedTuple):
@@ -92,7 +96,7 @@ def _solve(variance, factor, rhs, settings):
     Returns:
         Solutions, relative residuals `(draw,)`, guards, number of iterations.
     """
-    n = factor.shape[0]
+    n = factor.shape[1]
     shared = jnp.mean(variance, axis=0)
     matrix = jnp.eye(n, dtype=rhs.dtype) + factor.T @ (shared[:, None] * factor)
     # Eigenvalues span many decades: unit diagonal before float32 factorises.
@@ -153,7 +157,7 @@ def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
         mean = mean + jnp.sqrt(variance) * jax.random.normal(
             one, mean.shape, mean.dtype
         )
-        white = jax.random.normal(two, mean.shape, mean.dtype)
+        white = jax.random.normal(two, (draws, len(target)), mean.dtype)
     rhs = target[None] - mean @ factor + white
     a, *notes = _solve(variance, factor, rhs, settings)
     return (mean + variance * (a @ factor.T)).reshape(e_t.shape), notes
@@ -165,7 +169,7 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings):
     n_modes = len(prior.mean)
 
     def one(factor, target, key):
-        shape = (n_draws, len(target) // n_modes, n_modes)
+        shape = (n_draws, len(factor) // n_modes, n_modes)
         first, loop, last = jax.random.split(key, 3)
         e = levels[0] * jax.random.normal(first, shape, factor.dtype)
         loops = jax.random.split(loop, len(levels) - 1)
@@ -214,11 +218,18 @@ def padded_size(n_galaxies: int) -> int:
     return next((s for s in SIZES if s >= n_galaxies), n_galaxies)
 
 
+def padded_shape(likelihood: LatentLikelihood) -> tuple[int, int]:
+    """Unknowns and informed directions that a blend is padded to."""
+    n = padded_size(likelihood.n_galaxies) * likelihood.n_modes
+    rank = len(likelihood.target)
+    return n, next(r for r in (n // 8, n // 4, n // 2, n) if r >= rank)
+
+
 def sample(
     prior: LatentTier,
     likelihoods: Sequence[LatentLikelihood],
     n_draws: int,
-    settings: SamplerSettings = SamplerSettings(),
+    settings: SamplerSettings = DEFAULT,
     *,
     keys: Sequence[PRNGKeyArray],
     batch: int = 1,
@@ -257,14 +268,14 @@ def sample(
     )
     low = _single_precision(prior)
     out: list[Draws | None] = [None] * len(likelihoods)
-    sizes = np.array([padded_size(one.n_galaxies) for one in likelihoods], int)
-    for size in np.unique(sizes):
-        rows = np.flatnonzero(sizes == size)
+    shapes = [padded_shape(one) for one in likelihoods]
+    for shape in sorted(set(shapes)):
+        rows = np.flatnonzero([s == shape for s in shapes])
         for start in range(0, len(rows), batch):
             chosen = rows[np.minimum(np.arange(start, start + batch), len(rows) - 1)]
             factor, target = (
                 jnp.asarray(x)
-                for x in _pad([likelihoods[i] for i in chosen], int(size) * n_modes)
+                for x in _pad([likelihoods[i] for i in chosen], shape)
             )
             result = _reverse(
                 low,
@@ -295,7 +306,7 @@ def sample(
 def sample_prior(
     prior: LatentTier,
     n: int,
-    settings: SamplerSettings = SamplerSettings(),
+    settings: SamplerSettings = DEFAULT,
     *,
     key: PRNGKeyArray,
 ) -> Float[np.ndarray, "n mode"]:
@@ -338,12 +349,12 @@ def _single_precision(prior: LatentTier) -> LatentTier:
     )
 
 
-def _pad(likelihoods: Sequence[LatentLikelihood], n: int):
-    """Factors and targets of equal size; what is added carries no information."""
-    factor = np.zeros((len(likelihoods), n, n), np.float32)
-    target = np.zeros((len(likelihoods), n), np.float32)
+def _pad(likelihoods: Sequence[LatentLikelihood], shape: tuple[int, int]):
+    """Factors and targets of equal shape; what is added carries no information."""
+    factor = np.zeros((len(likelihoods), *shape), np.float32)
+    target = np.zeros((len(likelihoods), shape[1]), np.float32)
     for i, one in enumerate(likelihoods):
-        m = len(one.target)
-        factor[i, :m, :m] = one.factor
-        target[i, :m] = one.target
+        n, rank = one.factor.shape
+        factor[i, :n, :rank] = one.factor
+        target[i, :rank] = one.target
     return factor, target

@@ -8,6 +8,7 @@ adds what is not Gaussian; without it the prior is `GaussianPrior`.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from blendem.prior.gaussian import Basis, GaussianPrior
@@ -36,12 +37,12 @@ class LatentPrior(eqx.Module):
         return self.gaussian.basis
 
     @property
-    def mean(self) -> Float[Array, " mode"]:
+    def mean(self) -> Float[Array | np.ndarray, " mode"]:
         """Mean of z."""
         return self.gaussian.mean
 
     @property
-    def cholesky(self) -> Float[Array, "mode mode"]:
+    def cholesky(self) -> Float[Array | np.ndarray, "mode mode"]:
         """Factor of the covariance of z: `z = mean + cholesky e`."""
         return self.gaussian.cholesky
 
