@@ -21,7 +21,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo smoke real real-gaussian test test-slow validate lint format lock clean distclean benchmark-hsc35
+.PHONY: help install demo smoke real real-gaussian test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -89,6 +89,9 @@ test-slow: $(STAMP)
 
 validate: $(STAMP)
 	$(BIN)/python benchmarks/validate_gaussian.py
+
+benchmark-mixture: $(STAMP)
+	$(BIN)/python benchmarks/mixture.py
 
 # scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.
 PEERS := .venv-peers
