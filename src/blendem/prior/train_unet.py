@@ -24,7 +24,7 @@ from blendem.prior.unet import SPREAD_LEVELS, PixelMoments, UNet, UNetPrior, den
 HELD_OUT_LEVELS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # ln(sigma) in training is normal, centred where HSC deep sees a galaxy of i = 24 to 25.
 LN_SIGMA_MEAN, LN_SIGMA_SD = 0.0, 2.0
-HELD_OUT_STAMPS = 1024
+HELD_OUT_STAMPS = 512
 CHUNK = 64  # stamps denoised at once in an evaluation
 # Settings whose steps are fewer and dearer than those of the latent tier.
 DEFAULTS = Settings(steps=2000, batch=64, learning_rate=2e-3, evaluate=250, patience=4)
@@ -272,5 +272,7 @@ def train_unet(
                 best_loss=np.asarray(best_loss, np.float32),
                 stale=np.asarray(stale, np.int32),
             ),
-            Evaluation(step, taken, loss, score, tuple(ratio), tuple(nll)),
+            Evaluation(
+                step, taken, loss, score, tuple(ratio.tolist()), tuple(nll.tolist())
+            ),
         )
