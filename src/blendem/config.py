@@ -81,6 +81,9 @@ class SimulateConfig(Section):
     mag_bright: float = Field(
         18.0, ge=14, le=23, description="brightest galaxy and star [mag, i]"
     )
+    centroid_error: NonNegativeFloat = Field(
+        0.0, description="sd of the catalog positions about the truth [pixel]"
+    )
     star_density: NonNegativeFloat = Field(2.0, description="stars [per arcmin^2]")
     population: Population = Field(
         "realistic", description="galaxies; `wrong` is Exponential only, for EM tests"
@@ -170,9 +173,9 @@ class PriorConfig(Section):
     )
     modes: PositiveInt = Field(64, description="number of principal modes")
     amplitude_jitter: NonNegativeFloat = Field(
-        0.6,
-        description="sd of ln(amplitude) in training; 0.3 was too narrow: 68 % coverage"
-        " 0.52 above blendedness 0.5",
+        0.4,
+        description="sd of ln(amplitude) in training; wider than the errors of refined"
+        " amplitudes, while 0.6 gives coordinates of tails that are hard to learn",
     )
     colour_jitter: NonNegativeFloat = Field(
         0.0,
@@ -253,13 +256,20 @@ class InferConfig(Section):
         64, description="noise levels of the reverse process; diffusion tiers"
     )
     corrector: float = Field(
-        0.1,
+        0.0,
         ge=0,
         lt=1,
         description="step of the Langevin corrector [noise variance]; 0: off",
     )
     reference_band: Text = Field("i", description="band whose flux is the amplitude")
-    recentre: bool = Field(True, description="fit the catalog positions first")
+    refine_amplitudes: bool = Field(
+        True, description="move amplitudes to the fluxes of the Gaussian posterior"
+    )
+    recentre: bool = Field(
+        False,
+        description="fit the catalog positions first, with two templates per source: for"
+        " catalogs of whole pixels; it makes good positions of blended sources worse",
+    )
     recentre_iterations: PositiveInt = Field(3, description="Gauss-Newton steps of it")
     centroid_prior: PositiveFloat = Field(
         0.3, description="sd of the catalog positions [model pixel]"

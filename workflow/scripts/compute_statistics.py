@@ -10,9 +10,10 @@ import numpy as np
 from blendem.config import BlendsConfig, InferConfig
 from blendem.inference.batch import statistics_of
 from blendem.inference.posterior import BlendStatistics, posterior
+from blendem.inference.rescale import refine_stack
 from blendem.inference.statistics import Settings
 from blendem.io.blends import read_blends
-from blendem.io.priors import read_prior
+from blendem.io.priors import gaussian_of, read_prior
 from blendem.io.products import write_h5
 from blendem.io.statistics import unstack
 from blendem.logs import configure_logging
@@ -53,6 +54,8 @@ def main(
     for number, stack in enumerate(data.stacks):
         begin = time.perf_counter()
         result = statistics_of(stack, basis, settings, config.batch)
+        if infer.refine_amplitudes:
+            result = refine_stack(result, stack, gaussian_of(model), settings.reference)
         arrays[f"stack_{number}"] = result | {"n_modes": len(basis.modes)}
         LOG.info(
             "stack %d: %d blends of %d sources, %.1f s",

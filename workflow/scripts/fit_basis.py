@@ -10,12 +10,14 @@ from blendem.config import FrameConfig, PriorConfig
 from blendem.io.priors import check_prior, gaussian_of, read_prior, write_prior
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.pca import fit_basis, fit_moments
+from blendem.prior.pca import Metric, fit_basis, fit_moments
 from blendem.prior.stamps import prepare_stamps
 from blendem.rng import stage_rng
 from blendem.survey.instruments import INSTRUMENTS
 
 LOG = logging.getLogger(__name__)
+FWHM = 2.3548  # of a Gaussian, in sigma
+FLUX_WEIGHT = 0.75  # power of the flux by which a galaxy counts (docs/decisions.md)
 
 
 def main(
@@ -44,6 +46,7 @@ def main(
     images = np.concatenate([np.load(path) for path in stamps])
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     bands = frame.bands or INSTRUMENTS[instrument].bands
+    flux = images[:, bands.index(reference_band)].sum((-2, -1))
     images, used = prepare_stamps(
         images,
         bands.index(reference_band),
@@ -60,6 +63,7 @@ def main(
         psf_sigma=frame.psf_sigma,
         pixel_scale=frame.pixel_scale or INSTRUMENTS[instrument].pixel_scale,
         rng=rng,
+        metric=_metric(flux[used], bands, frame, instrument),
     )
     prior = GaussianPrior.from_moments(basis, *fit_moments(basis, images))
     total = float(basis.residual) + float(np.sum(basis.eigenvalues))
@@ -72,6 +76,21 @@ def main(
     }
     LOG.info("basis: %s", card)
     write_prior(output, prior, card)
+
+
+def _metric(
+    flux: np.ndarray, bands: tuple[str, ...], frame: FrameConfig, instrument: str
+) -> Metric:
+    """Seeing and noise of the instrument; bright galaxies count more."""
+    survey = INSTRUMENTS[instrument]
+    index = [survey.index(band) for band in bands]
+    scale = frame.pixel_scale or survey.pixel_scale
+    seeing = min(survey.psf_fwhm[i] for i in index) / scale / FWHM
+    return Metric(
+        blur=float(np.sqrt(max(seeing**2 - frame.psf_sigma**2, 0.0))),
+        band_weight=1 / np.asarray(survey.sky_sigma)[index],
+        weight=flux.astype(float) ** FLUX_WEIGHT,
+    )
 
 
 if "snakemake" in globals():

@@ -34,6 +34,7 @@ def main(
         population=simulate.population,
         stamp=frame.stamp,
         psf_sigma=frame.psf_sigma,
+        centroid_error=simulate.centroid_error,
     )
     write_h5(
         truth,

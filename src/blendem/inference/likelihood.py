@@ -105,9 +105,10 @@ def complete_draws(
     The conditional is exact: `N((1 + H_nn)^-1 (b_n - H_ng z), (1 + H_nn)^-1)`.
     """
     galaxy = galaxy_unknowns(statistics)
-    z = np.asarray(prior.mean, float) + np.asarray(e, float) @ np.asarray(
-        prior.cholesky, float
-    ).T
+    z = (
+        np.asarray(prior.mean, float)
+        + np.asarray(e, float) @ np.asarray(prior.cholesky, float).T
+    )
     w = np.zeros((len(z), len(statistics.b)))
     w[:, galaxy] = z.reshape(len(z), -1)
     if not galaxy.all():

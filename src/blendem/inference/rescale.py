@@ -8,11 +8,13 @@ other amplitudes follow by algebra, exactly where the mean stamp lies in the spa
 import numpy as np
 from jaxtyping import Float
 
-from blendem.inference.posterior import BlendStatistics, posterior
+from blendem.blend import Blend
+from blendem.inference.posterior import BlendStatistics, posterior, unpad
 from blendem.prior.gaussian import Basis, GaussianPrior
 
 ITERATIONS = 3
 MAX_RATIO = 3.0  # of one iteration, either way
+FLOOR = 2.0  # lowest amplitude, in units of its noise for an isolated source
 
 
 def dark_coordinates(basis: Basis) -> Float[np.ndarray, " mode"]:
@@ -80,3 +82,44 @@ def refine_amplitudes(
         goal = np.where(star, 1.0, np.maximum(total * ratio, minimum))
         current, total = rescale(current, goal / total, dark), goal
     return current, total
+
+
+def refine_stack(
+    statistics: dict[str, np.ndarray],
+    stack: Blend,
+    prior: GaussianPrior,
+    reference: int,
+) -> dict[str, np.ndarray]:
+    """Refine the amplitudes of stacked blends (`batch.statistics_of`).
+
+    A blend whose statistics are not finite, or whose posterior fails, stays as it is.
+    """
+    result = {name: np.array(value) for name, value in statistics.items()}
+    dark = dark_coordinates(prior.basis)
+    d = len(prior.mean)
+    for i in range(len(stack.centers)):
+        present, is_star = (
+            np.asarray(x[i], bool) for x in (stack.present, stack.is_star)
+        )
+        padded = BlendStatistics(
+            *(np.asarray(statistics[name][i], float) for name in ("H", "b")),
+            *(float(statistics[name][i]) for name in ("r2", "log_norm", "n_data")),
+            is_star | ~present,  # what is not present must not move
+            d,
+        )
+        if not (np.isfinite(padded.H).all() and np.isfinite(padded.b).all()):
+            continue
+        scale = np.asarray(statistics["scale"][i], float)
+        error = np.asarray(statistics["flux_error"][i], float)[:, reference]
+        minimum = np.where(np.isfinite(error), FLOOR * error / scale, 0.0)[present]
+        blend = unpad(*padded[:5], present=present, is_star=is_star, n_modes=d)
+        try:
+            _, found = refine_amplitudes(blend, prior, reference, minimum)
+        except np.linalg.LinAlgError:
+            continue
+        ratio = np.ones(len(present))
+        ratio[present] = found
+        better = rescale(padded, ratio, dark)
+        result["H"][i], result["b"][i], result["r2"][i] = better.H, better.b, better.r2
+        result["scale"][i] = scale * ratio
+    return result

@@ -274,8 +274,7 @@ def sample(
         for start in range(0, len(rows), batch):
             chosen = rows[np.minimum(np.arange(start, start + batch), len(rows) - 1)]
             factor, target = (
-                jnp.asarray(x)
-                for x in _pad([likelihoods[i] for i in chosen], shape)
+                jnp.asarray(x) for x in _pad([likelihoods[i] for i in chosen], shape)
             )
             result = _reverse(
                 low,

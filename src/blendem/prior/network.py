@@ -1,4 +1,9 @@
-"""The network of the latent tier: a residual perceptron on whitened coordinates."""
+"""The network of the latent tier: a residual perceptron on whitened coordinates.
+
+Galaxies of unit flux are a scale mixture: compact ones have large coordinates, extended ones
+small. The network therefore sees the direction of its input and its length apart, and has
+a multiplicative head beside the additive one, so that shrinking to the length at hand is easy.
+"""
 
 import equinox as eqx
 import jax
@@ -6,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 FREQUENCIES = 8  # of the noise embedding, octaves from 1/2
+LENGTH_FLOOR = 1e-6  # of the mean square of the input
 OUTPUT_GAIN = 1e-2  # a new network starts close to the Wiener denoiser
 
 
@@ -22,7 +28,7 @@ class LatentNetwork(eqx.Module):
     Attributes:
         first: Input layer.
         norms, layers: One pair per residual block.
-        last: Output layer, `2 mode` wide.
+        last: Output layer, `3 mode` wide: additive, multiplicative, log variance.
         modes, width, blocks: Sizes. Static.
     """
 
@@ -36,11 +42,11 @@ class LatentNetwork(eqx.Module):
 
     def __init__(self, modes: int, width: int, blocks: int, *, key: PRNGKeyArray):
         keys = jax.random.split(key, blocks + 2)
-        features = modes + 2 * FREQUENCIES + 1
+        features = 2 * modes + 2 * FREQUENCIES + 2
         self.first = eqx.nn.Linear(features, width, key=keys[0])
         self.norms = [eqx.nn.LayerNorm(width) for _ in range(blocks)]
         self.layers = [eqx.nn.Linear(width, width, key=k) for k in keys[2:]]
-        last = eqx.nn.Linear(width, 2 * modes, key=keys[1])
+        last = eqx.nn.Linear(width, 3 * modes, key=keys[1])
         self.last = eqx.tree_at(lambda m: m.weight, last, last.weight * OUTPUT_GAIN)
         self.modes, self.width, self.blocks = modes, width, blocks
 
@@ -48,10 +54,12 @@ class LatentNetwork(eqx.Module):
         self, e_t: Float[Array, " mode"], sigma: Float[Array, ""]
     ) -> tuple[Float[Array, " mode"], Float[Array, " mode"]]:
         """Correction and log variance factor at noisy coordinates `e_t`."""
-        # arcsinh tames the tails of bright, large galaxies; only the network sees it.
-        x = jnp.arcsinh(e_t / jnp.sqrt(1 + sigma**2))
-        h = self.first(jnp.concatenate([x, embed_noise(sigma)]))
+        x = e_t / jnp.sqrt(1 + sigma**2)
+        length = jnp.sqrt(jnp.mean(x**2) + LENGTH_FLOOR)
+        # arcsinh tames the tails of compact galaxies; only the network sees it.
+        seen = [jnp.arcsinh(x), x / length, jnp.log(length)[None], embed_noise(sigma)]
+        h = self.first(jnp.concatenate(seen))
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + jax.nn.silu(layer(norm(h)))
-        out = self.last(h)
-        return out[: self.modes], out[self.modes :]
+        add, multiply, log_factor = jnp.split(self.last(h), 3)
+        return length * add + multiply * x, log_factor

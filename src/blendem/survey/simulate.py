@@ -115,6 +115,7 @@ def simulate_field(
     observed_size: int | None = None,
     electrons: float | None = None,
     center: tuple[float, float] = COSMOS,
+    centroid_error: float = 0.0,
 ) -> SimulatedField:
     """Simulate a field: sources, their truth, and a noisy image.
 
@@ -143,6 +144,8 @@ def simulate_field(
         electrons: Electrons per image unit; adds the photon noise of the sources to
             image and variance. None: sky noise only.
         center: Right ascension and declination of the centre [deg].
+        centroid_error: Standard deviation of the catalog positions about the truth, along
+            each axis [pixel].
 
     Raises:
         ValueError: If a setting cannot be used; the message names it.
@@ -153,7 +156,7 @@ def simulate_field(
         observed_size = stamp + psf_size - 1
     check_odd("stamp", stamp)
     check_odd("observed_size", observed_size)
-    number, place, galaxy, star, mix, noise = rng.spawn(6)
+    number, place, galaxy, star, mix, noise, centroid = rng.spawn(7)
     area = np.prod(shape) * (instrument.pixel_scale / 60) ** 2
     galaxies_expected = (
         galaxy_density(mag_limit, mag_bright=mag_bright) * area * density
@@ -192,6 +195,13 @@ def simulate_field(
         },
         units={"x": "pix", "y": "pix", "ra": "deg", "dec": "deg"},
     )
+    # The truth keeps the true positions; what users know is the catalog.
+    truth = truth_table(catalog, sources, instrument, model, observed, corner)
+    if centroid_error > 0:
+        given = position + centroid_error * centroid.standard_normal(position.shape)
+        ra, dec = wcs.pixel_to_world_values(given[:, 1], given[:, 0])
+        catalog["x"], catalog["y"] = given[:, 1], given[:, 0]
+        catalog["ra"], catalog["dec"] = np.asarray(ra), np.asarray(dec)
     return SimulatedField(
         instrument=instrument,
         image=image.astype(np.float32),
@@ -200,7 +210,7 @@ def simulate_field(
         wcs=wcs,
         magzero=instrument.magzero,
         catalog=catalog,
-        truth=truth_table(catalog, sources, instrument, model, observed, corner),
+        truth=truth,
         model=model,
         observed=observed,
         corner=corner,
