@@ -11,6 +11,7 @@ case (modes, components, galaxies, separation, data) and sampler, over realisati
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ from blendem.prior.mixture import MixturePosterior, MixturePrior, exact_posterio
 from blendem.prior.schedule import noise_levels
 from blendem.rng import stage_key
 
-COMMAND = "make benchmark-mixture"
+COMMAND = (
+    "make benchmark-mixture" if len(sys.argv) == 1 else f"python {' '.join(sys.argv)}"
+)
 SEED = 20240611
 DRAWS = 512
 REALISATIONS = 6
