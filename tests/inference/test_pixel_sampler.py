@@ -276,7 +276,7 @@ def test_prior_stamps_have_the_moments_of_the_prior(prior, key):
 
 
 def test_other_stamp_side_is_refused(rng, prior, key):
-    with pytest.raises(ValueError, match="9 pixels wide, settings.stamp is 11"):
+    with pytest.raises(ValueError, match=r"9 pixels wide, settings\.stamp is 11"):
         sample_blend(
             prior,
             make_blend(rng, 1.0),
