@@ -80,7 +80,8 @@ def make_blend(rng, noise, star=False, image=None):
         band_index=(0, 1),
         same_grid=True,
     )
-    return pad_sources((observation,), CENTERS, np.array([False, star]), 2)
+    blend = pad_sources((observation,), CENTERS, np.array([False, star]), 2)
+    return jax.tree.map(jnp.asarray, blend)
 
 
 def amplitudes():
