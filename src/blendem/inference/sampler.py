@@ -39,6 +39,8 @@ class SamplerSettings(NamedTuple):
         steps: Noise levels.
         sigma_max, sigma_min: First and last level; below the last one the prior given
             `e_t` is narrow enough to be Gaussian.
+        predictor: "draw": a step goes through a draw of e_0, exact for a Gaussian prior;
+            "ddim": through the posterior mean, without noise (Song et al. 2021).
         corrector: Step of the Langevin corrector, in units of sigma^2; 0: no corrector.
         iterations: Most conjugate-gradient iterations of a solve.
         tolerance: Relative residual at which a solve ends.
@@ -47,6 +49,7 @@ class SamplerSettings(NamedTuple):
     steps: int = 64
     sigma_max: float = 30.0
     sigma_min: float = 0.01
+    predictor: str = "draw"
     corrector: float = 0.0
     iterations: int = 40
     tolerance: float = 1e-2
@@ -177,12 +180,16 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings):
         def step(e, inputs):
             sigma, lower, key = inputs
             draw, bridge, correct = jax.random.split(key, 3)
-            e_0, notes = _conditional(
-                prior, factor, target, e, sigma, settings, key=draw
-            )
-            keep = (lower / sigma) ** 2
-            noise = jax.random.normal(bridge, shape, e.dtype)
-            e = keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
+            if settings.predictor == "ddim":
+                mean, notes = _conditional(prior, factor, target, e, sigma, settings)
+                e = mean + (lower / sigma) * (e - mean)
+            else:
+                e_0, notes = _conditional(
+                    prior, factor, target, e, sigma, settings, key=draw
+                )
+                keep = (lower / sigma) ** 2
+                noise = jax.random.normal(bridge, shape, e.dtype)
+                e = keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
             if settings.corrector > 0:
                 delta = settings.corrector
                 mean, more = _conditional(prior, factor, target, e, lower, settings)
