@@ -21,7 +21,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo smoke real real-gaussian test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture
+.PHONY: calibration help install demo smoke real real-gaussian test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -30,6 +30,7 @@ help:
 	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
 	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
 	@echo 'smoke      the smallest run through every rule: results/smoke/'
+	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
 	@echo 'lock       choose new versions from envs/*.in'
@@ -92,6 +93,12 @@ validate: $(STAMP)
 
 benchmark-mixture: $(STAMP)
 	$(BIN)/python benchmarks/mixture.py
+
+# More than 1000 blends under two tiers, then every check of the posteriors: an hour on two cores.
+calibration: $(STAMP)
+	$(SNAKEMAKE) --configfile config/calibration.yaml
+	$(SNAKEMAKE) --configfile config/calibration_gaussian.yaml
+	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
 
 # scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.
 PEERS := .venv-peers

@@ -12,7 +12,6 @@ import json
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pandas as pd
 from astropy.table import Table

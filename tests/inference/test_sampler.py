@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from tests.inference.test_posterior import D, make_prior, problem
 
 from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import posterior
 from blendem.inference.sampler import (
+    DEFAULT,
     SamplerSettings,
     padded_size,
     sample,
@@ -14,12 +16,11 @@ from blendem.inference.sampler import (
 )
 from blendem.prior.latent import LatentPrior
 from blendem.prior.network import LatentNetwork
-from tests.inference.test_posterior import D, make_prior, problem
 
 DRAWS = 512
 
 
-def draws_of(statistics, prior, key, rng, settings=SamplerSettings(steps=12)):
+def draws_of(statistics, prior, key, rng, settings=DEFAULT):
     one = sample(
         prior,
         [galaxy_likelihood(statistics, prior)],
@@ -32,13 +33,19 @@ def draws_of(statistics, prior, key, rng, settings=SamplerSettings(steps=12)):
 
 @pytest.mark.parametrize("noise", [1.0, 0.01])
 @pytest.mark.parametrize("stars", [(), (1,)])
-@pytest.mark.parametrize("corrector", [0.0, 0.1])
-def test_gaussian_prior_gives_the_closed_form(rng, key, noise, stars, corrector):
+@pytest.mark.parametrize(
+    "choice",
+    [
+        SamplerSettings(),
+        SamplerSettings(corrector=0.1),
+        SamplerSettings(steps=6, predictor="draw"),
+    ],
+)
+def test_gaussian_prior_gives_the_closed_form(rng, key, noise, stars, choice):
     prior = make_prior(rng)
     statistics = problem(rng, 3, noise, prior, stars=stars)[0]
     exact = posterior(statistics, prior)
-    settings = SamplerSettings(steps=48 if corrector else 6, corrector=corrector)
-    one, w = draws_of(statistics, prior, key, rng, settings)
+    one, w = draws_of(statistics, prior, key, rng, choice)
     white = np.linalg.solve(exact.root, (w - exact.mean).T)
     # 512 draws: the error of a mean is 0.044, of a variance 0.063; of 14 unknowns.
     assert np.abs(white.mean(axis=1)).max() < 4 * 0.044
@@ -51,7 +58,9 @@ def test_few_steps_are_enough_for_a_gaussian(rng, key):
     prior = make_prior(rng)
     statistics = problem(rng, 2, 0.1, prior)[0]
     exact = posterior(statistics, prior)
-    _, w = draws_of(statistics, prior, key, rng, SamplerSettings(steps=1))
+    _, w = draws_of(
+        statistics, prior, key, rng, SamplerSettings(steps=1, predictor="draw")
+    )
     white = np.linalg.solve(exact.root, (w - exact.mean).T)
     assert white.var(axis=1).mean() == pytest.approx(1, abs=0.06)
 
@@ -92,7 +101,7 @@ def test_new_network_is_close_to_wiener(rng, key):
 
 def test_prior_draws_have_the_moments_of_the_prior(rng, key):
     prior = make_prior(rng)
-    z = sample_prior(prior, 4096, SamplerSettings(steps=4), key=key)
+    z = sample_prior(prior, 4096, key=key)
     np.testing.assert_allclose(z.mean(axis=0), prior.mean, atol=0.1)
     np.testing.assert_allclose(np.cov(z.T), prior.covariance, atol=0.15)
 
@@ -103,5 +112,7 @@ def test_other_modes_and_missing_keys_are_refused(rng, key):
     other = make_prior(rng, D + 1)
     with pytest.raises(ValueError, match=f"{D} modes, the prior has {D + 1}"):
         sample(other, [lik], 2, keys=[key])
+    with pytest.raises(ValueError, match="predictor must be one of"):
+        sample(prior, [lik], 2, SamplerSettings(predictor="euler"), keys=[key])
     with pytest.raises(ValueError, match="1 blends, but 0 keys"):
         sample(prior, [lik], 2, keys=[])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from blendem.prior.pca import fit_basis, fit_moments, normalise_stamps
+from blendem.prior.pca import Metric, fit_basis, fit_moments, normalise_stamps
 from blendem.prior.symmetry import latent_symmetries, symmetries
 
 RANK, BANDS, SIDE, N = 3, 2, 9, 60
@@ -95,3 +95,64 @@ def test_stamps_are_normalised_in_the_reference_band_with_jitter(rng):
     stamps[3, 1] = -1.0
     with pytest.raises(ValueError, match="1 of 4000"):
         normalise_stamps(stamps, 1, 0.0, rng)
+
+
+@pytest.fixture
+def seen(stamps):
+    return Metric(0.8, np.array([2.0, 0.5]), np.ones(len(stamps)))
+
+
+def test_metric_is_symmetric_and_blurs(stamps, seen, rng):
+    a, b = stamps[:1], stamps[1:2]
+    one, two = np.sum(a * seen.apply(b)), np.sum(seen.apply(a) * b)
+    assert one == pytest.approx(two, rel=1e-6)
+    point = np.zeros((1, *stamps.shape[1:]))
+    middle = stamps.shape[-1] // 2
+    point[0, :, middle, middle] = 1.0
+    image = seen.apply(point)[0]
+    assert image[0].max() < 0.5 * seen.band_weight[0]
+    np.testing.assert_allclose(image[0] / 2.0, image[1] / 0.5, rtol=1e-6)
+
+
+def test_observed_basis_holds_the_mean_and_scaled_galaxies(stamps, seen, rng):
+    basis = fit_basis(
+        stamps,
+        4,
+        bands=("g", "r"),
+        psf_sigma=0.7,
+        pixel_scale=0.2,
+        rng=rng,
+        metric=seen,
+    )
+    d = len(basis.modes)
+    product = basis.dual.reshape(d, -1) @ basis.modes.reshape(d, -1).T
+    np.testing.assert_allclose(product, np.eye(d), atol=1e-3)
+    dark = basis.encode(np.zeros_like(stamps[:1]))
+    np.testing.assert_allclose(basis.decode(dark), 0.0, atol=1e-4)
+    z = basis.encode(stamps[:1])
+    scaled = basis.encode(3 * basis.decode(z))
+    np.testing.assert_allclose(scaled, dark + 3 * (z - dark), rtol=2e-3, atol=2e-3)
+    for r in latent_symmetries(basis.modes, basis.dual):
+        np.testing.assert_allclose(r @ r.T, np.eye(d), atol=2e-2)
+
+
+def test_metric_spends_no_mode_on_what_seeing_hides(stamps, seen, rng):
+    y, x = np.mgrid[-4:5, -4:5]
+    checker = (-1.0) ** (x + y)
+    hidden = stamps + 3 * rng.normal(size=(N, 1, 1, 1)) * checker
+
+    def lost(metric):
+        basis = fit_basis(
+            hidden,
+            5,
+            bands=("g", "r"),
+            psf_sigma=0.7,
+            pixel_scale=0.2,
+            rng=rng,
+            metric=metric,
+        )
+        product = np.abs(np.sum(np.asarray(basis.modes) * checker, axis=(1, 2, 3)))
+        return product.max() / np.sum(checker**2)
+
+    assert lost(None) > 1.0
+    assert lost(seen) < 0.5
