@@ -96,7 +96,7 @@ benchmark-mixture: $(STAMP)
 
 # More than 1000 blends under two tiers, then every check of the posteriors: an hour on two cores.
 calibration: $(STAMP)
-	$(SNAKEMAKE) --configfile config/calibration.yaml
+	$(SNAKEMAKE) --configfile config/calibration_latent.yaml
 	$(SNAKEMAKE) --configfile config/calibration_gaussian.yaml
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
 

@@ -26,7 +26,7 @@ def test_shipped_configurations_load_and_name_their_folder(path):
 def test_defaults_are_those_of_the_methods_page():
     config = load_config({})
     assert (config.frame.stamp, config.frame.psf_sigma) == (49, 0.7)
-    assert (config.prior.modes, config.prior.amplitude_jitter) == (64, 0.6)
+    assert (config.prior.modes, config.prior.amplitude_jitter) == (64, 0.4)
     buckets = [(b.sources, b.size) for b in config.blends.buckets]
     assert buckets == [(4, 64), (8, 64), (8, 112)]
 
