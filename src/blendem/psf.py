@@ -35,8 +35,8 @@ def gaussian_transform(
 
 
 def image_transform(
-    psf: Float[Array, "band size size"], n: int
-) -> Complex[Array, "band n half"]:
+    psf: Float[Array, "*batch band size size"], n: int
+) -> Complex[Array, "*batch band n half"]:
     """Transform of a centred odd PSF image on the `rfft2` grid of side `n`.
 
     Raises:

@@ -23,7 +23,7 @@ MAX_STEP = 0.5  # of one Gauss-Newton step of a centre [model pixel]
 
 
 class Amplitudes(NamedTuple):
-    """Result of `fit_amplitudes`.
+    """Result of `fit_amplitudes`; of several blends with a leading axis.
 
     Attributes:
         scale: Reference-band flux `s_k`, bounded from below, `(source,)`.
@@ -33,10 +33,10 @@ class Amplitudes(NamedTuple):
         centers: Improved centres (y, x) [model pixel], `(source, 2)`.
     """
 
-    scale: Float[Array, " source"]
-    flux: Float[Array, "source template band"]
-    flux_error: Float[Array, "source band"]
-    centers: Float[Array, "source 2"]
+    scale: Float[Array | np.ndarray, "*stack source"]
+    flux: Float[Array | np.ndarray, "*stack source template band"]
+    flux_error: Float[Array | np.ndarray, "*stack source band"]
+    centers: Float[Array | np.ndarray, "*stack source 2"]
 
 
 def nonnegative_least_squares(
