@@ -270,7 +270,7 @@ class UNet(eqx.Module):
         size = -(-side // step) * step
         low = (size - side) // 2
         pad = (low, size - side - low)
-        embedding = embed_noise(sigma)
+        embedding = embed_noise(sigma).astype(inputs.dtype)
         h = self.stem(jnp.pad(inputs, ((0, 0), pad, pad)))
         kept = []
         for level, blocks in enumerate(self.down):
