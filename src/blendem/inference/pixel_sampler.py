@@ -343,7 +343,7 @@ def _run(prior, problems, words, n_draws, settings):
             first, rest = jax.random.split(jax.random.wrap_key_data(words))
             noise = jax.random.normal(first, shape, dtype)
             keys = jax.random.split(rest, len(levels))
-            return moments.mean[None, None] + levels[0] * noise, keys
+            return moments.mean[None, None] + float(levels[0]) * noise, keys
 
         return jax.vmap(one)(words)
 
