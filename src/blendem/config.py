@@ -171,7 +171,15 @@ class PriorConfig(Section):
         description="kind of prior: Gaussian in the principal components, or a diffusion"
         " model of these (latent) or of pixels (unet)",
     )
-    modes: PositiveInt = Field(64, description="number of principal modes")
+    modes: PositiveInt = Field(128, description="number of principal modes")
+    latent: PositiveInt = Field(
+        64,
+        description="modes that the diffusion moves; the rest, fine detail that only bright"
+        " galaxies show, stay Gaussian",
+    )
+    components: PositiveInt = Field(
+        32, description="Gaussians of the mixture that the network corrects"
+    )
     amplitude_jitter: NonNegativeFloat = Field(
         0.4,
         description="sd of ln(amplitude) in training; wider than the errors of refined"

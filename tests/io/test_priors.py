@@ -119,7 +119,7 @@ def test_files_that_are_no_whole_prior_are_named(saved, tmp_path):
     header = json.loads(whole.splitlines()[0])
     rest = whole[whole.index(b"\n") :]
     path.write_bytes(json.dumps(header | {"format": "other-9"}).encode() + rest)
-    with pytest.raises(InputError, match=r"00\.eqx: format 'other-9'.*blendem-prior-2"):
+    with pytest.raises(InputError, match=r"00\.eqx: format 'other-9'.*blendem-prior-3"):
         read_prior(path)
     path.write_bytes(json.dumps(header | {"tier": "flow"}).encode() + rest)
     with pytest.raises(InputError, match=r"00\.eqx: tier 'flow' is unknown"):

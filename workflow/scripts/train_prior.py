@@ -3,10 +3,12 @@
 import hashlib
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -19,6 +21,8 @@ from blendem.io.table import InputError
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
+from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.network import LatentNetwork
 from blendem.prior.stamps import prepare_stamps
 from blendem.prior.train import (
@@ -34,7 +38,9 @@ from blendem.prior.train import (
 from blendem.rng import stage_key, stage_rng
 
 LOG = logging.getLogger(__name__)
-HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # part and number of the stamps not trained on
+# Part and number of the stamps that nothing is trained on; as many teach the variance head.
+HELD_OUT, MOST_HELD_OUT = 0.1, 2000
+MIXTURE_ROWS, MIXTURE_ITERATIONS = 40000, 30
 
 
 def main(
@@ -105,14 +111,24 @@ def _train(
     )
     order = stage_rng(seed, "train_prior").permutation(len(images))
     n = max(1, min(int(HELD_OUT * len(images)), MOST_HELD_OUT))
-    held_out = training_set(gaussian, images[order[:n]])
-    data = training_set(gaussian, images[order[n:]])
-    one, two = jax.random.split(stage_key(seed, "train_prior"))
-    network = LatentNetwork(
-        len(gaussian.mean), config.network.width, config.network.blocks, key=one
+    size = min(config.latent, len(gaussian.mean))
+    held_out, spread, data = (
+        training_set(gaussian, images[rows], size)
+        for rows in (order[:n], order[n : 2 * n], order[2 * n :])
     )
+    one, two, three = jax.random.split(stage_key(seed, "train_prior"), 3)
+    begin = time.perf_counter()
+    mixture = fit_mixture(
+        data.draw(MIXTURE_ROWS, settings.amplitude_jitter, key=three),
+        config.components,
+        MIXTURE_ITERATIONS,
+    )
+    mixture_seconds = time.perf_counter() - begin
+    LOG.info("mixture of %d: %.1f s", config.components, mixture_seconds)
+    network = LatentNetwork(size, config.network.width, config.network.blocks, key=one)
     state = start(network, settings, key=two)
     mark = fingerprint(settings._asdict(), data, held_out, state)
+    mixture = _single_precision(mixture)
     state, history = load_checkpoint(checkpoint, state, mark)
     if history:
         LOG.info("goes on after step %d", history[-1].step)
@@ -124,17 +140,18 @@ def _train(
             "held_out": n,
             "training": settings._asdict(),
             "network": config.network.model_dump(),
+            "mixture_seconds": mixture_seconds,
             "levels": list(HELD_OUT_LEVELS),
             "validation": [e._asdict() for e in history],
             "seconds": float(state.seconds),
             "device": jax.devices()[0].device_kind,
         }
-        return LatentPrior(gaussian, state.best), history, card
+        return LatentPrior(gaussian, mixture, state.best), history, card
 
     bar = tqdm(total=settings.steps, initial=int(state.step), file=sys.stderr)
     with bar:
         try:
-            training = train(state, data, held_out, settings)
+            training = train(state, mixture, data, spread, held_out, settings)
             for state, evaluation in training:
                 history.append(evaluation)
                 save_checkpoint(checkpoint, state, history, mark)
@@ -153,6 +170,10 @@ def _train(
             ) from error
     LOG.info("stopped after step %d, %.1f s", int(state.step), float(state.seconds))
     return result(state)
+
+
+def _single_precision(mixture: MixturePrior) -> MixturePrior:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), mixture)
 
 
 def _write_curve(path: Path, history: list[Evaluation]) -> None:

@@ -305,10 +305,10 @@ def check_modes(prior: LatentTier, likelihoods: Sequence[LatentLikelihood]) -> N
         ValueError: At the first one.
     """
     for number, one in enumerate(likelihoods):
-        if one.n_modes != len(prior.mean):
+        if one.n_modes != prior.n_latent:
             raise ValueError(
                 f"blend {number} has statistics of {one.n_modes} modes, the prior has"
-                f" {len(prior.mean)}: compute the statistics again with the basis of this"
+                f" {prior.n_latent}: compute the statistics again with the basis of this"
                 " prior"
             )
 

@@ -1,8 +1,8 @@
 """The likelihood of a blend's galaxies in whitened coordinates, nuisances marginalised.
 
-Star fluxes, centroid shifts and sky are Gaussian a priori and enter linearly: they are
-integrated out exactly before sampling, and drawn exactly afterwards given the galaxies. What
-is left depends on e alone, with `z = mean + cholesky e` in the moments of the prior:
+Star fluxes, centroid shifts, sky and the last coordinates of galaxies are Gaussian a priori
+and enter linearly: they are integrated out exactly before sampling, and drawn exactly
+afterwards given the rest. What is left depends on the first coordinates e alone, with `z = mean + cholesky e` in the moments of the prior:
 `-2 ln L = |h - L^T e|^2 + rest`. Everything here is float64.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from blendem.inference.posterior import BlendStatistics
+from blendem.inference.posterior import BlendStatistics, apply_prior, prior_mean
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
 
@@ -44,44 +44,33 @@ class LatentLikelihood(NamedTuple):
 def galaxy_likelihood(
     statistics: BlendStatistics, prior: GaussianPrior | LatentPrior
 ) -> LatentLikelihood:
-    """Marginalise the nuisances and whiten.
+    """Whiten, and marginalise all that is not the first coordinates of galaxies.
 
     Raises:
         ValueError: If the statistics are not finite.
     """
-    H, b = statistics.H, statistics.b
-    if not (np.isfinite(H).all() and np.isfinite(b).all()):
-        raise ValueError("the statistics of the blend are not finite")
-    galaxy = galaxy_unknowns(statistics)
-    d, n = statistics.n_modes, int(np.sum(~np.asarray(statistics.is_star, bool)))
-    r2 = statistics.r2
-    H_g, b_g = H[np.ix_(galaxy, galaxy)], b[galaxy]
-    if not galaxy.all():
+    H, b, r2 = _whitened(statistics, prior)
+    sampled = sampled_unknowns(statistics, prior)
+    H_g, b_g = H[np.ix_(sampled, sampled)], b[sampled]
+    if not sampled.all():
         # Schur complement of 1 + H_nn: marginalisation over N(0, 1) unknowns.
-        H_n, b_n = H[np.ix_(~galaxy, ~galaxy)], b[~galaxy]
-        cross = H[np.ix_(~galaxy, galaxy)]
-        lower = scipy.linalg.cholesky(np.eye(len(b_n)) + H_n, lower=True)
+        cross = H[np.ix_(~sampled, sampled)]
+        lower = _nuisance_factor(H, sampled)
         half = scipy.linalg.solve_triangular(lower, cross, lower=True)
-        seen = scipy.linalg.solve_triangular(lower, b_n, lower=True)
+        seen = scipy.linalg.solve_triangular(lower, b[~sampled], lower=True)
         H_g = H_g - half.T @ half
         b_g = b_g - half.T @ seen
         r2 = r2 - seen @ seen
-    mean = np.tile(np.asarray(prior.mean, float), n)
-    C = np.asarray(prior.cholesky, float)
-    r2 = r2 - 2 * mean @ b_g + mean @ H_g @ mean
-    b_e = ((b_g - H_g @ mean).reshape(n, d) @ C).ravel()
-    H_e = np.einsum("kilj,ia,jb->kalb", H_g.reshape(n, d, n, d), C, C, optimize=True)
-    H_e = H_e.reshape(n * d, n * d)
-    values, vectors = np.linalg.eigh(0.5 * (H_e + H_e.T))
+    values, vectors = np.linalg.eigh(0.5 * (H_g + H_g.T))
     values, vectors = values[::-1], vectors[:, ::-1]
     seen = values > max(INFORMATION, RELATIVE_RANK * values.max(initial=0.0))
     root, vectors = np.sqrt(values[seen]), vectors[:, seen]
-    target = (vectors.T @ b_e) / root
+    target = (vectors.T @ b_g) / root
     return LatentLikelihood(
         factor=vectors * root,
         target=target,
-        n_galaxies=n,
-        n_modes=d,
+        n_galaxies=int(np.sum(~np.asarray(statistics.is_star, bool))),
+        n_modes=prior.n_latent,
         rest=float(r2 - target @ target),
         n_data=statistics.n_data,
     )
@@ -94,30 +83,58 @@ def galaxy_unknowns(statistics: BlendStatistics) -> np.ndarray:
     return np.concatenate([galaxy, np.zeros(len(statistics.b) - len(galaxy), bool)])
 
 
+def sampled_unknowns(
+    statistics: BlendStatistics, prior: GaussianPrior | LatentPrior
+) -> np.ndarray:
+    """Which unknowns a sampler moves, `(unknown,)` of bool; the others are nuisances."""
+    first = np.arange(statistics.n_modes) < prior.n_latent
+    sampled = galaxy_unknowns(statistics)
+    n = len(statistics.is_star)
+    sampled[: n * statistics.n_modes] &= np.tile(first, n)
+    return sampled
+
+
+def _whitened(statistics, prior):
+    """H, b and r2 with every galaxy in coordinates e, `z = mean + cholesky e`."""
+    H, b = statistics.H, statistics.b
+    if not (np.isfinite(H).all() and np.isfinite(b).all()):
+        raise ValueError("the statistics of the blend are not finite")
+    mean = prior_mean(statistics, prior)
+    pull = H @ mean
+    r2 = statistics.r2 - 2 * mean @ b + mean @ pull
+    factor = np.asarray(prior.cholesky, float).T
+    b_e = apply_prior((b - pull)[:, None], statistics, factor)[:, 0]
+    H_e = apply_prior(apply_prior(H, statistics, factor).T, statistics, factor)
+    return 0.5 * (H_e + H_e.T), b_e, r2
+
+
+def _nuisance_factor(H, sampled):
+    """Cholesky factor of the precision of the nuisances, given the sampled unknowns."""
+    H_n = H[np.ix_(~sampled, ~sampled)]
+    return scipy.linalg.cholesky(np.eye(len(H_n)) + H_n, lower=True)
+
+
 def complete_draws(
     statistics: BlendStatistics,
     prior: GaussianPrior | LatentPrior,
-    e: Float[np.ndarray, "draw galaxy mode"],
+    e: Float[np.ndarray, "draw galaxy latent"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "draw unknown"]:
     """All unknowns w of a blend: galaxies from `e`, nuisances drawn given them.
 
-    The conditional is exact: `N((1 + H_nn)^-1 (b_n - H_ng z), (1 + H_nn)^-1)`.
+    The conditional is exact: `N((1 + H_nn)^-1 (b_n - H_ng e), (1 + H_nn)^-1)`.
     """
-    galaxy = galaxy_unknowns(statistics)
-    z = (
-        np.asarray(prior.mean, float)
-        + np.asarray(e, float) @ np.asarray(prior.cholesky, float).T
-    )
-    w = np.zeros((len(z), len(statistics.b)))
-    w[:, galaxy] = z.reshape(len(z), -1)
-    if not galaxy.all():
-        H_n = statistics.H[np.ix_(~galaxy, ~galaxy)]
-        lower = scipy.linalg.cholesky(np.eye(len(H_n)) + H_n, lower=True)
-        force = statistics.b[~galaxy] - w[:, galaxy] @ statistics.H[galaxy][:, ~galaxy]
+    H, b, _ = _whitened(statistics, prior)
+    sampled = sampled_unknowns(statistics, prior)
+    w = np.zeros((len(e), len(b)))
+    w[:, sampled] = np.asarray(e, float).reshape(len(e), -1)
+    if not sampled.all():
+        lower = _nuisance_factor(H, sampled)
+        force = b[~sampled] - w[:, sampled] @ H[sampled][:, ~sampled]
         half = scipy.linalg.solve_triangular(lower, force.T, lower=True)
         half += rng.standard_normal(half.shape)
-        w[:, ~galaxy] = scipy.linalg.solve_triangular(
+        w[:, ~sampled] = scipy.linalg.solve_triangular(
             lower, half, lower=True, trans=1
         ).T
-    return w
+    cholesky = np.asarray(prior.cholesky, float)
+    return prior_mean(statistics, prior) + apply_prior(w.T, statistics, cholesky).T

@@ -90,7 +90,7 @@ def unpad(
     )
 
 
-def _apply_prior(
+def apply_prior(
     matrix: Float[np.ndarray, "unknown n"],
     statistics: BlendStatistics,
     factor: Float[np.ndarray, "mode mode"],
@@ -137,10 +137,10 @@ def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
     m, factor = prior_mean(statistics, prior), np.asarray(prior.cholesky, float)
     Hm = H @ m
     r2 = statistics.r2 - 2 * m @ b + m @ Hm
-    b_e = _apply_prior((b - Hm)[:, None], statistics, factor.T)[:, 0]
+    b_e = apply_prior((b - Hm)[:, None], statistics, factor.T)[:, 0]
     # C^T H C, with C applied to one side at a time; H is symmetric.
-    precision = _apply_prior(
-        _apply_prior(H, statistics, factor.T).T, statistics, factor.T
+    precision = apply_prior(
+        apply_prior(H, statistics, factor.T).T, statistics, factor.T
     )
     precision[np.diag_indices_from(precision)] += 1.0
     lower = scipy.linalg.cholesky(precision, lower=True, check_finite=False)
@@ -150,8 +150,8 @@ def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
     )
     inverse, _ = scipy.linalg.lapack.dtrtri(lower, lower=1)
     inverse = inverse.T
-    mean = m + _apply_prior(e[:, None], statistics, factor)[:, 0]
-    root = _apply_prior(inverse, statistics, factor)
+    mean = m + apply_prior(e[:, None], statistics, factor)[:, 0]
+    root = apply_prior(inverse, statistics, factor)
     quadratic = r2 - half @ half
     log_det = 2 * np.log(np.diag(lower)).sum()
     # tr(H cov) = n - tr(cov_e), because cov_e (1 + C^T H C) = 1.

@@ -174,7 +174,7 @@ def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
 @eqx.filter_jit
 def _reverse(prior, factor, target, keys, levels, n_draws, settings):
     """Whole reverse process of a batch of blends of equal size."""
-    n_modes = len(prior.mean)
+    n_modes = prior.n_latent
 
     def one(factor, target, key):
         shape = (n_draws, len(factor) // n_modes, n_modes)
@@ -272,7 +272,7 @@ def sample(
     Raises:
         ValueError: If a likelihood has other modes than the prior, or keys are missing.
     """
-    n_modes = len(prior.mean)
+    n_modes = prior.n_latent
     if settings.predictor not in PREDICTORS:
         raise ValueError(
             f"predictor must be one of {PREDICTORS}, got {settings.predictor!r}"
@@ -336,14 +336,15 @@ def sample_prior(
     levels = noise_levels(settings.steps, settings.sigma_max, settings.sigma_min)
     low = _single_precision(prior)
     e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, key)
-    e = np.asarray(e, float)
+    rest = jax.random.normal(jax.random.fold_in(key, 1), (n, len(prior.mean)))
+    e = np.concatenate([e, rest[:, prior.n_latent :]], axis=1).astype(float)
     return np.asarray(prior.mean, float) + e @ np.asarray(prior.cholesky, float).T
 
 
 @eqx.filter_jit
 def _unconditional(prior, levels, n, key):
     first, last = jax.random.split(key)
-    shape = (n, len(prior.mean))
+    shape = (n, prior.n_latent)
     e = levels[0] * jax.random.normal(first, shape, levels.dtype)
 
     def step(carry, inputs):

@@ -138,7 +138,7 @@ def _polish(gradient_of, precondition, e, safe, settings):
 @eqx.filter_jit
 def _fit(prior, factor, target, sigma_0, rhos, settings):
     """Warm start and polish of a batch of blends of equal size."""
-    n_modes = len(prior.mean)
+    n_modes = prior.n_latent
 
     def one(factor, target):
         eigenvalues = jnp.sum(factor**2, axis=0)

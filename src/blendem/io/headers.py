@@ -6,7 +6,7 @@ from typing import Any
 
 from blendem.io.table import InputError
 
-FORMAT = "blendem-prior-2"
+FORMAT = "blendem-prior-3"
 GAUSSIAN_1 = "blendem-gaussian-prior-1"  # before there were tiers
 MAX_HEADER = 16 * 2**20  # a longer first line is no header [byte]
 

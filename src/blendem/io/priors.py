@@ -15,6 +15,7 @@ from blendem.io.headers import FORMAT, read_header
 from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 from blendem.prior.unet import UNetPrior, unet_like
 
@@ -147,11 +148,14 @@ def _network_header(prior: Prior) -> dict[str, Any]:
     if isinstance(prior, GaussianPrior):
         return {}
     network = prior.network
-    names = ("width", "blocks")
+    names, sizes = ("width", "blocks", "modes"), {}
     if isinstance(prior, UNetPrior):
         names = ("channels", "patch", "blocks")
+    if isinstance(prior, LatentPrior):
+        sizes = {"components": len(prior.mixture.weights)}
     leaf = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))[0]
-    return {n: getattr(network, n) for n in names} | {"dtype": str(leaf.dtype)}
+    sizes |= {name: getattr(network, name) for name in names}
+    return sizes | {"dtype": str(leaf.dtype)}
 
 
 def _like(path: Path, header: dict[str, Any]) -> Prior:
@@ -182,13 +186,30 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
         )
     if header["tier"] == "latent":
         shapes = eqx.filter_eval_shape(
-            LatentNetwork, d, sizes["width"], sizes["blocks"], key=jax.random.key(0)
+            LatentNetwork,
+            sizes["modes"],
+            sizes["width"],
+            sizes["blocks"],
+            key=jax.random.key(0),
         )
         return LatentPrior(
             gaussian,
+            _mixture_like(sizes["components"], sizes["modes"]),
             jax.tree.map(lambda x: np.zeros(x.shape, sizes["dtype"]), shapes),
         )
     raise InputError(
         f"{path}: tier {header['tier']!r} is unknown to this version; use the version that"
         " wrote it"
+    )
+
+
+def _mixture_like(components: int, modes: int) -> MixturePrior:
+    return MixturePrior(
+        basis=None,
+        mean=np.zeros(modes),
+        cholesky=np.zeros((modes, modes)),
+        weights=np.zeros(components),
+        centers=np.zeros((components, modes)),
+        values=np.zeros((components, modes)),
+        vectors=np.zeros((components, modes, modes)),
     )

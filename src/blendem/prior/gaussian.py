@@ -104,6 +104,11 @@ class GaussianPrior(eqx.Module):
         return cls(basis, np.asarray(mean), lower)
 
     @property
+    def n_latent(self) -> int:
+        """Number of coordinates e that a sampler moves: all."""
+        return len(self.mean)
+
+    @property
     def covariance(self) -> Float[Array | np.ndarray, "mode mode"]:
         """Covariance of z."""
         return self.cholesky @ self.cholesky.T

@@ -1,8 +1,11 @@
 """The latent diffusion prior: a denoiser on whitened PCA coordinates.
 
 With `z = mean + cholesky e` the coordinates e have unit covariance, so the noise of the
-diffusion is isotropic in them and the Wiener denoiser is `e_t / (1 + sigma^2)`. The network
-adds what is not Gaussian; without it the prior is `GaussianPrior`.
+diffusion is isotropic in them. Galaxies of unit flux are a mixture of scales in them: compact
+ones have large coordinates, extended ones small. The denoiser is therefore that of a mixture
+of Gaussians, exact at every noise, and a network that adds what the mixture lacks. The first
+coordinates are the diffusion's; the last ones, fine detail that only bright galaxies show,
+stay N(0, 1) and are integrated out and drawn exactly (`inference.likelihood`).
 """
 
 import equinox as eqx
@@ -12,12 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from blendem.prior.gaussian import Basis, GaussianPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 
-# The network's correction fades above this noise: there the Wiener mean is right, and its
-# errors would be amplified by sigma.
+# The network's correction fades above this noise: there the mixture is right, and errors
+# would be amplified by sigma.
 DAMPING = 3.0
 LOG_VARIANCE_RANGE = (-8.0, 5.0)  # of the learned factor of the variance
+# Part of Wiener's variance below which the mixture is not believed to know an error.
+VARIANCE_FLOOR = 1e-2
 
 
 class LatentPrior(eqx.Module):
@@ -25,10 +31,12 @@ class LatentPrior(eqx.Module):
 
     Attributes:
         gaussian: Basis, and the moments that whiten z.
+        mixture: Mixture of Gaussians of the first coordinates e, whose denoiser is corrected.
         network: Correction and variance heads.
     """
 
     gaussian: GaussianPrior
+    mixture: MixturePrior
     network: LatentNetwork
 
     @property
@@ -46,35 +54,52 @@ class LatentPrior(eqx.Module):
         """Factor of the covariance of z: `z = mean + cholesky e`."""
         return self.gaussian.cholesky
 
-    def denoise_latent(
-        self, e_t: Float[Array, "*n mode"], sigma: Float[Array, ""]
-    ) -> tuple[Float[Array, "*n mode"], Float[Array, "*n mode"]]:
-        """Mean and diagonal variance of e given `e_t = e + sigma n`.
+    @property
+    def n_latent(self) -> int:
+        """Number of coordinates e that a sampler moves; the rest of them is N(0, 1)."""
+        return len(self.mixture.mean)
 
-        Both are `sigma`-aware skips around the network (DESIGN: Wiener skip): mean
-        `e_t / (1 + sigma^2) + c(sigma) F`, variance `sigma^2 / (1 + sigma^2) exp(s)`.
-        """
+    def denoise_latent(
+        self, e_t: Float[Array, "*n latent"], sigma: Float[Array, ""]
+    ) -> tuple[Float[Array, "*n latent"], Float[Array, "*n latent"]]:
+        """Mean and diagonal variance of the first coordinates given `e_t = e + sigma n`."""
         flat = e_t.reshape(-1, e_t.shape[-1])
-        mean, variance = denoise(self.network, flat, sigma)
+        mean, variance = denoise(self.mixture, self.network, flat, sigma)
         return mean.reshape(e_t.shape), variance.reshape(e_t.shape)
 
 
 def denoise(
-    network: LatentNetwork, e_t: Float[Array, "n mode"], sigma: Float[Array, ""]
-) -> tuple[Float[Array, "n mode"], Float[Array, "n mode"]]:
-    """Mean and variance by a network, for a batch at one noise level."""
-    shift, log_factor = jax.vmap(network, (0, None))(e_t, sigma)
-    return combine(e_t, shift, log_factor, sigma)
+    mixture: MixturePrior,
+    network: LatentNetwork,
+    e_t: Float[Array, "n latent"],
+    sigma: Float[Array, "*n"],
+) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
+    """Mean and variance, for rows at one noise level or at one each."""
+    known = skip(mixture, e_t, sigma)
+    levels = jnp.broadcast_to(sigma, e_t.shape[:1])
+    shift, log_factor = jax.vmap(network)(e_t, *known, levels)
+    return combine(*known, shift, log_factor, levels)
+
+
+def skip(
+    mixture: MixturePrior,
+    e_t: Float[Array, "n latent"],
+    sigma: Float[Array, "*n"],
+) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
+    """What the mixture says; no variance below a part of Wiener's."""
+    mean, variance = mixture.denoise_latent(e_t, sigma)
+    wiener = jnp.asarray(sigma).reshape(-1, 1) ** 2
+    return mean, variance + VARIANCE_FLOOR * wiener / (1 + wiener)
 
 
 def combine(
-    e_t: Float[Array, "n mode"],
-    shift: Float[Array, "n mode"],
-    log_factor: Float[Array, "n mode"],
-    sigma: Float[Array, "*n"],
-) -> tuple[Float[Array, "n mode"], Float[Array, "n mode"]]:
-    """Turn the outputs of the network into mean and variance."""
-    wiener = sigma**2 / (1 + sigma**2)
-    gain = jnp.sqrt(wiener / (1 + (sigma / DAMPING) ** 2))
-    mean = e_t / (1 + sigma**2) + gain * shift
-    return mean, wiener * jnp.exp(jnp.clip(log_factor, *LOG_VARIANCE_RANGE))
+    mean: Float[Array, "n latent"],
+    variance: Float[Array, "n latent"],
+    shift: Float[Array, "n latent"],
+    log_factor: Float[Array, "n latent"],
+    sigma: Float[Array, " n"],
+) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
+    """Correct mean and variance of the mixture by the outputs of the network."""
+    fade = (1 + (sigma[:, None] / DAMPING) ** 2) ** -0.5
+    mean = mean + fade * jnp.sqrt(variance) * shift
+    return mean, variance * jnp.exp(jnp.clip(log_factor, *LOG_VARIANCE_RANGE))

@@ -85,6 +85,11 @@ class MixturePrior(eqx.Module):
         )
 
     @property
+    def n_latent(self) -> int:
+        """Number of coordinates e that a sampler moves: all."""
+        return len(self.mean)
+
+    @property
     def covariances(self) -> Float[Array | np.ndarray, "component mode mode"]:
         """Covariances of the components."""
         transposed = self.vectors.transpose(0, 2, 1)
@@ -132,11 +137,29 @@ class MixturePrior(eqx.Module):
     def denoise_latent(
         self, e_t: Float[Array, "*n mode"], sigma: Float[Array, ""]
     ) -> tuple[Float[Array, "*n mode"], Float[Array, "*n mode"]]:
-        """Mean and diagonal variance of e given `e_t = e + sigma n`, exact."""
+        """Mean and diagonal variance of e given `e_t = e + sigma n`, exact.
+
+        `sigma` is one number, or one per row of a two-dimensional `e_t`.
+        """
         flat = e_t.reshape(-1, e_t.shape[-1])
-        weights, means, covariances = self.moments(flat, sigma)
+        sigma2 = jnp.asarray(sigma).reshape(-1, 1, 1) ** 2
+        values, vectors = jnp.asarray(self.values)[None], jnp.asarray(self.vectors)
+        centers = jnp.asarray(self.centers)[None]
+        step = jnp.einsum("ncd,cde->nce", flat[:, None, :] - centers, vectors)
+        total = values + sigma2
+        gain = values / total
+        log_p = -0.5 * jnp.sum(step**2 / total + jnp.log(total), axis=-1)
+        log_p = log_p + jnp.log(jnp.asarray(self.weights))[None]
+        weights = jax.nn.softmax(log_p, axis=-1)
+        means = centers + jnp.einsum("nce,cde->ncd", step * gain, vectors)
         mean = jnp.einsum("nc,ncd->nd", weights, means)
-        within = weights @ jnp.diagonal(covariances, axis1=1, axis2=2)
+        # With one sigma the variances of the components are the same for all rows.
+        within = jnp.einsum("sce,cde->scd", gain * sigma2, vectors**2)
+        within = (
+            weights @ within[0]
+            if len(within) == 1
+            else jnp.einsum("nc,ncd->nd", weights, within)
+        )
         between = jnp.einsum("nc,ncd->nd", weights, (means - mean[:, None, :]) ** 2)
         return mean.reshape(e_t.shape), (within + between).reshape(e_t.shape)
 

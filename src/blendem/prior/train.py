@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.latent import LOG_VARIANCE_RANGE, combine, denoise
+from blendem.prior.latent import LOG_VARIANCE_RANGE, combine, denoise, skip
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 from blendem.prior.schedule import training_levels
 from blendem.prior.symmetry import latent_symmetries
@@ -20,6 +21,7 @@ from blendem.prior.symmetry import latent_symmetries
 # Noise levels [whitened] at which the held-out loss is reported, as ratio to Wiener's.
 HELD_OUT_LEVELS = (0.03, 0.1, 0.3, 1.0, 3.0)
 VARIANCE_WEIGHT = 0.1  # of the variance head's loss beside that of the mean
+VARIANCE_PART = 4  # rows of a batch for the mean per row for the variance head
 EMA_DECAY = 0.999
 # Of the gradient: galaxies of rare kinds must still pull, or their mean is biased.
 CLIP_NORM = 10.0
@@ -55,17 +57,17 @@ class TrainingSet(eqx.Module):
     """Galaxies in whitened coordinates, with all their symmetric copies.
 
     Attributes:
-        e: Coordinates of galaxies without jitter, `(row, mode)`.
+        e: Coordinates of galaxies without jitter, `(row, latent)`.
         dark: Coordinates of an empty stamp: scaling a galaxy by a is
             `dark + a (e - dark)`.
     """
 
-    e: Float[Array, "row mode"]
-    dark: Float[Array, " mode"]
+    e: Float[Array, "row latent"]
+    dark: Float[Array, " latent"]
 
     def draw(
         self, n: int, jitter: float, *, key: PRNGKeyArray
-    ) -> Float[Array, "n mode"]:
+    ) -> Float[Array, "n latent"]:
         """Draw `n` galaxies with log-normal amplitudes of median 1."""
         which, scale = jax.random.split(key)
         rows = self.e[jax.random.randint(which, (n,), 0, len(self.e))]
@@ -122,9 +124,11 @@ class State(eqx.Module):
 
 
 def training_set(
-    gaussian: GaussianPrior, stamps: Float[np.ndarray, "n band y x"]
+    gaussian: GaussianPrior,
+    stamps: Float[np.ndarray, "n band y x"],
+    n_latent: int | None = None,
 ) -> TrainingSet:
-    """Whitened coordinates of stamps of unit reference flux, under the 8 symmetries."""
+    """The first whitened coordinates of unit-flux stamps, under the 8 symmetries."""
     basis = gaussian.basis
     z = np.asarray(basis.encode(stamps), float)
     dark = np.asarray(basis.encode(np.zeros_like(stamps[:1])), float)[0]
@@ -132,8 +136,8 @@ def training_set(
     # The mean stamp is invariant, so coordinates turn about that of an empty stamp.
     copies = np.concatenate([dark + (z - dark) @ turn.T for turn in turns])
     return TrainingSet(
-        jnp.asarray(whiten(gaussian, copies), jnp.float32),
-        jnp.asarray(whiten(gaussian, dark[None])[0], jnp.float32),
+        jnp.asarray(whiten(gaussian, copies)[:, :n_latent], jnp.float32),
+        jnp.asarray(whiten(gaussian, dark[None])[0, :n_latent], jnp.float32),
     )
 
 
@@ -170,50 +174,52 @@ def start(network: eqx.Module, settings: Settings, *, key: PRNGKeyArray) -> Stat
 
 def denoising_loss(
     network: LatentNetwork,
-    e: Float[Array, "n mode"],
+    mixture: MixturePrior,
+    e: Float[Array, "n latent"],
     sigma: Float[Array, " n"],
-    noise: Float[Array, "n mode"],
+    noise: Float[Array, "n latent"],
+    trained: int,
     bfloat16: bool = False,
 ) -> Float[Array, ""]:
     """Squared error over Wiener's expected one, and the variance head's likelihood.
 
-    The head sees the error as a constant: it must not trade accuracy for confidence.
+    The mean learns from the first `trained` rows, the variance head from the others, which
+    the mean never saw: the errors of galaxies known by heart would be too small. The head
+    sees the error as a constant: it must not trade accuracy for confidence.
     """
-    mean, log_factor = _apply(network, e, sigma, noise, bfloat16)
-    wiener = (sigma**2 / (1 + sigma**2))[:, None]
-    error = (mean - e) ** 2 / wiener
-    log_factor = jnp.clip(log_factor, *LOG_VARIANCE_RANGE)
-    nll = log_factor + jax.lax.stop_gradient(error) * jnp.exp(-log_factor)
-    return jnp.mean(error) + VARIANCE_WEIGHT * jnp.mean(nll)
-
-
-def _apply(network, e, sigma, noise, bfloat16):
     e_t = e + sigma[:, None] * noise
+    known = jax.lax.stop_gradient(skip(mixture, e_t, sigma))
+    shift, log_factor = _apply(network, e_t, known, sigma, bfloat16)
+    mean, variance = combine(*known, shift, log_factor, sigma)
+    error = (mean - e) ** 2
+    wiener = (sigma**2 / (1 + sigma**2))[:, None]
+    score = jax.lax.stop_gradient(error) / variance + jnp.log(variance / wiener)
+    mean_loss = jnp.mean(error[:trained] / wiener[:trained])
+    return mean_loss + VARIANCE_WEIGHT * jnp.mean(score[trained:])
+
+
+def _apply(network, e_t, known, sigma, bfloat16):
     if bfloat16:
         low = jax.tree.map(
             lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, network
         )
-        shift, log_factor = jax.vmap(low)(
-            e_t.astype(jnp.bfloat16), sigma.astype(jnp.bfloat16)
-        )
-        shift, log_factor = (
-            shift.astype(jnp.float32),
-            log_factor.astype(jnp.float32),
-        )
-    else:
-        shift, log_factor = jax.vmap(network)(e_t, sigma)
-    mean, _ = combine(e_t, shift, log_factor, sigma[:, None])
-    return mean, log_factor
+        inputs = (x.astype(jnp.bfloat16) for x in (e_t, *known, sigma))
+        out = jax.vmap(low)(*inputs)
+        return tuple(x.astype(jnp.float32) for x in out)
+    return jax.vmap(network)(e_t, *known, sigma)
 
 
 @eqx.filter_jit
-def _step(network, average, optimizer, key, step, data: TrainingSet, settings):
-    keys = jax.random.split(key, 4)
-    e = data.draw(settings.batch, settings.amplitude_jitter, key=keys[1])
-    sigma = training_levels(settings.batch, key=keys[2])
+def _step(network, average, optimizer, key, step, mixture, data, spread, settings):
+    keys = jax.random.split(key, 5)
+    n, extra = settings.batch, max(1, settings.batch // VARIANCE_PART)
+    jitter = settings.amplitude_jitter
+    e = data.draw(n, jitter, key=keys[1])
+    e = jnp.concatenate([e, spread.draw(extra, jitter, key=keys[4])])
+    sigma = training_levels(n + extra, key=keys[2])
     noise = jax.random.normal(keys[3], e.shape)
     loss, gradient = eqx.filter_value_and_grad(denoising_loss)(
-        network, e, sigma, noise, settings.bfloat16
+        network, mixture, e, sigma, noise, n, settings.bfloat16
     )
     updates, optimizer = _cosine(settings).update(gradient, optimizer)
     network = eqx.apply_updates(network, updates)
@@ -227,9 +233,9 @@ def _step(network, average, optimizer, key, step, data: TrainingSet, settings):
 
 
 @eqx.filter_jit
-def _evaluate(network, e, noise, sigma):
+def _evaluate(network, mixture, e, noise, sigma):
     e_t = e + sigma * noise
-    mean, variance = denoise(network, e_t, sigma)
+    mean, variance = denoise(mixture, network, e_t, sigma)
     wiener = sigma**2 / (1 + sigma**2)
     error = (mean - e) ** 2
     linear = (e_t / (1 + sigma**2) - e) ** 2
@@ -240,20 +246,29 @@ def _evaluate(network, e, noise, sigma):
 
 
 def evaluate(
-    network: LatentNetwork, held_out: TrainingSet, jitter: float, *, key: PRNGKeyArray
+    network: LatentNetwork,
+    mixture: MixturePrior,
+    held_out: TrainingSet,
+    jitter: float,
+    *,
+    key: PRNGKeyArray,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Held-out squared error over Wiener's, and excess log density, at `HELD_OUT_LEVELS`."""
     draw, noise = jax.random.split(key)
     n = min(4096, len(held_out.e))
     e = held_out.draw(n, jitter, key=draw)
     xi = jax.random.normal(noise, e.shape)
-    pairs = [_evaluate(network, e, xi, jnp.float32(s)) for s in HELD_OUT_LEVELS]
+    pairs = [
+        _evaluate(network, mixture, e, xi, jnp.float32(s)) for s in HELD_OUT_LEVELS
+    ]
     return tuple(float(p[0]) for p in pairs), tuple(float(p[1]) for p in pairs)
 
 
 def train(
     state: State,
+    mixture: MixturePrior,
     data: TrainingSet,
+    spread: TrainingSet,
     held_out: TrainingSet,
     settings: Settings,
 ) -> Iterator[tuple[State, Evaluation]]:
@@ -261,6 +276,14 @@ def train(
 
     What it yields can be saved and given back later as `state`: the rest of the training
     is then the same as if it had never stopped.
+
+    Args:
+        state: Where to begin.
+        mixture: Its denoiser is corrected by the network.
+        data: What the mean learns from.
+        spread: What the variance head learns from: galaxies that are not in `data`.
+        held_out: What early stopping watches.
+        settings: Choices of the training.
 
     Raises:
         TrainingError: If the loss is not finite. The last yielded state is the last good
@@ -277,12 +300,22 @@ def train(
         losses = []
         for _ in range(min(settings.evaluate, settings.steps - step)):
             network, average, optimizer, key, value = _step(
-                network, average, optimizer, key, jnp.float32(step), data, settings
+                network,
+                average,
+                optimizer,
+                key,
+                jnp.float32(step),
+                mixture,
+                data,
+                spread,
+                settings,
             )
             losses.append(value)
             step += 1
         loss = float(jnp.mean(jnp.stack(losses)))
-        ratio, nll = evaluate(average, held_out, settings.amplitude_jitter, key=check)
+        ratio, nll = evaluate(
+            average, mixture, held_out, settings.amplitude_jitter, key=check
+        )
         score = float(np.mean(ratio))
         if not np.isfinite(loss + score):
             raise TrainingError(
