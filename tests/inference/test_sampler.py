@@ -15,6 +15,7 @@ from blendem.inference.sampler import (
     sample_prior,
 )
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 
 DRAWS = 512
@@ -89,12 +90,14 @@ def test_padding_to_a_size_changes_nothing(rng, key):
     assert np.abs(white.mean(axis=1)).max() < 4 * 0.044
 
 
-def test_new_network_is_close_to_wiener(rng, key):
+@pytest.mark.parametrize("n_latent", [D, D - 2])
+def test_new_network_on_one_gaussian_gives_the_closed_form(n_latent, rng, key):
     prior = make_prior(rng)
-    network = LatentNetwork(D, 16, 1, key=key)
+    network = LatentNetwork(n_latent, 16, 1, key=key)
+    white = MixturePrior.of([1.0], np.zeros((1, n_latent)), np.ones(1))
     statistics = problem(rng, 2, 0.1, prior)[0]
     exact = posterior(statistics, prior)
-    _, w = draws_of(statistics, LatentPrior(prior, network), key, rng)
+    _, w = draws_of(statistics, LatentPrior(prior, white, network), key, rng)
     white = np.linalg.solve(exact.root, (w - exact.mean).T)
     assert white.var(axis=1).mean() == pytest.approx(1, abs=0.1)
 

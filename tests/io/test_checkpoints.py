@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from blendem.io.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 from blendem.prior.train import Settings, TrainingSet, start, train
 
+MIXTURE = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32),
+    MixturePrior.of([0.4, 0.6], np.zeros((2, 3)), [0.2, 1.5]),
+)
 SETTINGS = Settings(steps=12, batch=16, learning_rate=1e-2, evaluate=4, patience=9)
 
 
@@ -20,9 +25,9 @@ def data(rng):
             jnp.asarray(rng.normal(size=(n, 3)) ** 3, jnp.float32),
             jnp.asarray([-1.0, 0.0, 0.0], jnp.float32),
         )
-        for n in (64, 32)
+        for n in (64, 48, 32)
     ]
-    return tuple(sets)
+    return MIXTURE, *sets
 
 
 @pytest.fixture
@@ -67,8 +72,8 @@ def test_other_data_and_settings_have_another_fingerprint(first, data):
     mark = fingerprint(SETTINGS._asdict(), data)
     assert mark == fingerprint(SETTINGS._asdict(), data)
     assert mark != fingerprint(SETTINGS._replace(steps=13)._asdict(), data)
-    one = data[0].e.at[5, 1].add(1e-3)
-    other = (eqx.tree_at(lambda d: d.e, data[0], one), data[1])
+    one = data[1].e.at[5, 1].add(1e-3)
+    other = (data[0], eqx.tree_at(lambda d: d.e, data[1], one), *data[2:])
     assert mark != fingerprint(SETTINGS._asdict(), other)
     assert fingerprint({}, first) != fingerprint(
         {}, eqx.tree_at(lambda s: s.key, first, jax.random.key(9))

@@ -12,6 +12,7 @@ from blendem.io.priors import check_prior, read_prior, write_prior
 from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 from blendem.prior.unet import UNet, UNetPrior, unet_like
 
@@ -32,7 +33,10 @@ def gaussian(rng, analysis=False):
 
 
 def latent(rng, key):
-    return LatentPrior(gaussian(rng, True), LatentNetwork(3, 8, 2, key=key))
+    mixture = MixturePrior.of(
+        [0.3, 0.7], rng.normal(size=(2, 2)), np.stack([np.eye(2), 0.1 * np.eye(2)])
+    )
+    return LatentPrior(gaussian(rng, True), mixture, LatentNetwork(2, 8, 2, key=key))
 
 
 def unet(rng, key):
@@ -72,7 +76,7 @@ def test_prior_comes_back_as_written(saved):
 def test_a_latent_prior_denoises_as_before(tmp_path, rng, key):
     prior = latent(rng, key)
     write_prior(tmp_path / "a.eqx", prior, {})
-    e_t = jax.numpy.asarray(rng.normal(size=(4, 3)))
+    e_t = jax.numpy.asarray(rng.normal(size=(4, 2)))
     read = read_prior(tmp_path / "a.eqx")[0]
     for a, b in zip(
         read.denoise_latent(e_t, jax.numpy.asarray(0.3)),

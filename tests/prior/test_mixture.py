@@ -9,6 +9,7 @@ from tests.inference.test_posterior import make_prior
 
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.mixture import MixturePrior, exact_posterior
+from blendem.prior.mixture_fit import fit_mixture
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 CENTERS = np.array([[-1.0, 0.5], [0.8, 0.2], [0.1, -1.2]])
@@ -135,3 +136,29 @@ def test_bad_mixtures_and_likelihoods_are_refused():
         MixturePrior.of([0.5, 0.5], [[-1.0], [1.0]], [1.0, 0.0])
     with pytest.raises(ValueError, match="3 rows, which is no multiple of the 2 modes"):
         exact_posterior(make(), np.zeros((3, 3)), np.zeros(3))
+
+
+def test_rows_with_their_own_noise(key):
+    e_t = jax.random.normal(key, (5, 2))
+    sigma = jnp.geomspace(0.01, 10, 5)
+    mean, variance = make().denoise_latent(e_t, sigma)
+    for k in range(5):
+        one = make().denoise_latent(e_t[k : k + 1], sigma[k])
+        np.testing.assert_allclose(mean[k], one[0][0], rtol=1e-10)
+        np.testing.assert_allclose(variance[k], one[1][0], rtol=1e-10)
+
+
+def test_fit_finds_the_mixture_that_made_the_data(key):
+    e = make().sample(20000, key=key)
+    found = fit_mixture(e, 3, 200)
+    order = np.argsort(found.centers[:, 0])  # -1, 0.1, 0.8
+    expected = [0, 2, 1]
+    np.testing.assert_allclose(found.weights[order], WEIGHTS[expected], atol=0.03)
+    np.testing.assert_allclose(found.centers[order], CENTERS[expected], atol=0.05)
+    covariances = COVARIANCES[expected]
+    np.testing.assert_allclose(found.covariances[order], covariances, atol=0.03)
+
+
+def test_too_few_galaxies_for_a_mixture_say_what_to_do():
+    with pytest.raises(ValueError, match=r"2 galaxies.*3 components.*stamps\.n"):
+        fit_mixture(np.zeros((2, 4)), 3, 1)

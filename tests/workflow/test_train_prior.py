@@ -1,5 +1,6 @@
 """Training as the workflow runs it: kills, NaN, given priors."""
 
+import equinox as eqx
 import jax
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from blendem.io.priors import read_prior, write_prior
 from blendem.io.table import InputError
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.pca import fit_basis, fit_moments
 from blendem.prior.stamps import prepare_stamps
 from blendem.prior.train import TrainingError
@@ -43,6 +45,7 @@ def folder(tmp_path, rng):
 def config(**changes):
     train = {"steps": 12, "batch": 16, "evaluate": 4}
     settings = {"tier": "latent", "network": {"width": 8, "blocks": 1}, "train": train}
+    settings |= {"components": 3, "latent": 3}
     return PriorConfig(**settings | {"amplitude_jitter": 0.3} | changes)
 
 
@@ -119,15 +122,30 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_prior(
     )
 
 
-def test_nan_stops_the_training_and_the_last_good_weights_are_kept(script, folder):
-    stamps = np.load(folder / "0.npy")
-    # One stamp in 120 is met within a few steps, not in the first two.
-    stamps[40, 0, 3, 3] = np.inf
-    np.save(folder / "bad.npy", stamps)
+def spoil(module, monkeypatch, rows):
+    """Some coordinates of the galaxies turn infinite after the mixture is fitted."""
+    make = module.training_set
+
+    def bad(*args):
+        data = make(*args)
+        return eqx.tree_at(lambda d: d.e, data, data.e.at[rows, 0].set(np.inf))
+
+    plain = MixturePrior.of([1.0], np.zeros((1, 3)), np.ones(1))
+    monkeypatch.setattr(module, "fit_mixture", lambda *_: plain)
+    monkeypatch.setattr(module, "training_set", bad)
+
+
+def test_nan_stops_the_training_and_the_last_good_weights_are_kept(
+    script, folder, monkeypatch
+):
+    module = script("train_prior")
+    # Eight rows in 944 are met within a few hundred draws, not in the first evaluation.
+    spoil(module, monkeypatch, slice(40, 48))
+    monkeypatch.setattr(module, "HELD_OUT", 0.01)  # row 40 is in no other set
     settings = {"steps": 400, "batch": 4, "evaluate": 2, "patience": 400}
     quiet = np.errstate(invalid="ignore")
     with jax.debug_nans(False), quiet, pytest.raises(TrainingError) as caught:
-        run(script("train_prior"), folder, stamps=("bad.npy",), train=settings)
+        run(module, folder, train=settings)
     text = str(caught.value)
     assert "not finite between steps" in text and "last_good.eqx" in text
     assert "prior.start" in text
@@ -138,13 +156,22 @@ def test_nan_stops_the_training_and_the_last_good_weights_are_kept(script, folde
     assert f"up to step {card['validation'][-1]['step']}" in text
 
 
-def test_without_a_good_evaluation_there_is_nothing_to_keep(script, folder):
+def test_stamps_that_are_not_finite_are_named(script, folder):
     stamps = np.load(folder / "0.npy")
-    stamps[:, 0, 3, 3] = np.inf
+    stamps[40, 0, 3, 3] = np.inf
     np.save(folder / "bad.npy", stamps)
+    with pytest.raises(InputError, match=r"bad\.npy: 1 of 120 stamps.*not finite"):
+        run(script("train_prior"), folder, stamps=("bad.npy",))
+
+
+def test_without_a_good_evaluation_there_is_nothing_to_keep(
+    script, folder, monkeypatch
+):
+    module = script("train_prior")
+    spoil(module, monkeypatch, slice(None))
     quiet, raises = np.errstate(invalid="ignore"), pytest.raises(TrainingError)
     with jax.debug_nans(False), quiet, raises as caught:
-        run(script("train_prior"), folder, stamps=("bad.npy",))
+        run(module, folder)
     assert "not finite between steps 0 and 4" in str(caught.value)
     assert not (folder / "checkpoints" / "last_good.eqx").exists()
 

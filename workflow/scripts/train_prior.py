@@ -92,7 +92,14 @@ def _train(
         amplitude_jitter=config.amplitude_jitter,
         bfloat16=jax.default_backend() == "gpu",
     )
-    images = np.concatenate([np.load(path) for path in stamps])
+    images = [np.load(path) for path in stamps]
+    for path, part in zip(stamps, images, strict=True):
+        if bad := int((~np.isfinite(part).all(axis=(1, 2, 3))).sum()):
+            raise InputError(
+                f"{path}: {bad} of {len(part)} stamps have pixels that are not finite;"
+                " simulate them again"
+            )
+    images = np.concatenate(images)
     bands = gaussian.basis.bands
     if images.shape[1:] != gaussian.basis.mean.shape:
         raise InputError(
@@ -128,7 +135,6 @@ def _train(
     network = LatentNetwork(size, config.network.width, config.network.blocks, key=one)
     state = start(network, settings, key=two)
     mark = fingerprint(settings._asdict(), data, held_out, state)
-    mixture = _single_precision(mixture)
     state, history = load_checkpoint(checkpoint, state, mark)
     if history:
         LOG.info("goes on after step %d", history[-1].step)
@@ -151,7 +157,9 @@ def _train(
     bar = tqdm(total=settings.steps, initial=int(state.step), file=sys.stderr)
     with bar:
         try:
-            training = train(state, mixture, data, spread, held_out, settings)
+            training = train(
+                state, _single_precision(mixture), data, spread, held_out, settings
+            )
             for state, evaluation in training:
                 history.append(evaluation)
                 save_checkpoint(checkpoint, state, history, mark)

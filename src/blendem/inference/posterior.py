@@ -11,6 +11,7 @@ import scipy.linalg
 from jaxtyping import Float
 
 from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.latent import LatentPrior
 
 
 class BlendStatistics(NamedTuple):
@@ -109,7 +110,7 @@ def apply_prior(
 
 
 def prior_mean(
-    statistics: BlendStatistics, prior: GaussianPrior
+    statistics: BlendStatistics, prior: GaussianPrior | LatentPrior
 ) -> Float[np.ndarray, " unknown"]:
     """Prior mean of all unknowns."""
     mean, d = np.zeros(len(statistics.b)), statistics.n_modes

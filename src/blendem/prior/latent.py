@@ -72,7 +72,7 @@ def denoise(
     mixture: MixturePrior,
     network: LatentNetwork,
     e_t: Float[Array, "n latent"],
-    sigma: Float[Array, "*n"],
+    sigma: Float[Array, "*row"],
 ) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
     """Mean and variance, for rows at one noise level or at one each."""
     known = skip(mixture, e_t, sigma)
@@ -84,7 +84,7 @@ def denoise(
 def skip(
     mixture: MixturePrior,
     e_t: Float[Array, "n latent"],
-    sigma: Float[Array, "*n"],
+    sigma: Float[Array, "*row"],
 ) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
     """What the mixture says; no variance below a part of Wiener's."""
     mean, variance = mixture.denoise_latent(e_t, sigma)

@@ -135,7 +135,7 @@ class MixturePrior(eqx.Module):
         )
 
     def denoise_latent(
-        self, e_t: Float[Array, "*n mode"], sigma: Float[Array, ""]
+        self, e_t: Float[Array, "*n mode"], sigma: Float[Array, "*row"]
     ) -> tuple[Float[Array, "*n mode"], Float[Array, "*n mode"]]:
         """Mean and diagonal variance of e given `e_t = e + sigma n`, exact.
 

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.latent import LOG_VARIANCE_RANGE, combine, denoise, skip
+from blendem.prior.latent import combine, denoise, skip
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 from blendem.prior.schedule import training_levels
