@@ -17,7 +17,12 @@ import pandas as pd
 from astropy.table import Table
 
 from blendem.inference.gibbs import GibbsSettings, sample_gibbs
-from blendem.inference.likelihood import LatentLikelihood, galaxy_likelihood
+from blendem.inference.likelihood import (
+    LatentLikelihood,
+    complete_draws,
+    galaxy_likelihood,
+)
+from blendem.inference.posterior import BlendStatistics
 from blendem.inference.sampler import sample, sample_prior
 from blendem.io.blends import read_blends
 from blendem.io.priors import gaussian_of, read_prior
@@ -150,27 +155,40 @@ def closed_form(prior, statistics, record: Record, seed: int) -> None:
     )
 
 
+def observe(
+    statistics: BlendStatistics, z: np.ndarray, rng: np.random.Generator
+) -> BlendStatistics:
+    """Statistics of a blend as if its galaxies were `z`, nuisances drawn from N(0, 1)."""
+    H, n = statistics.H, len(statistics.b)
+    w = np.concatenate([z.ravel(), rng.standard_normal(n - z.size)])
+    # Rounding of H: a shift far below what the prior adds (1).
+    lower = np.linalg.cholesky(H + 1e-6 * (1 + np.diag(H).max() * 1e-6) * np.eye(n))
+    noise = lower @ rng.standard_normal(n)
+    r2 = w @ H @ w + 2 * w @ noise + statistics.n_data
+    return statistics._replace(b=H @ w + noise, r2=float(r2))
+
+
 def own_truth(prior, run: dict, record: Record, out: Path, seed: int) -> None:
     """Truths from the learned prior itself, data from the real matrices: SBC and TARP."""
-    likelihoods = [galaxy_likelihood(s, prior) for s in run["statistics"]]
-    count = np.array([one.n_galaxies for one in likelihoods])
+    real = run["statistics"]
+    count = np.array([len(s.is_star) for s in real])
     z = sample_prior(prior, int(count.sum()), key=stage_key(seed, "own_truth"))
-    lower, middle = np.asarray(prior.cholesky, float), np.asarray(prior.mean, float)
-    e = np.linalg.solve(lower, (z - middle).T).T
     rng = stage_rng(seed, "own_truth")
-    made, start = [], 0
-    for one in likelihoods:
-        truth = e[start : start + one.n_galaxies].ravel()
-        start += one.n_galaxies
-        noise = rng.standard_normal(len(one.target))
-        made.append(one._replace(target=one.factor.T @ truth + noise))
+    made = [
+        observe(s, truth, rng)
+        for s, truth in zip(real, np.split(z, np.cumsum(count)[:-1]), strict=True)
+    ]
     keys = [stage_key(seed, "own_draws", i) for i in range(len(made))]
     begin = time.perf_counter()
-    draws = sample(prior, made, DRAWS, keys=keys)
+    likelihoods = [galaxy_likelihood(s, prior) for s in made]
+    draws = sample(prior, likelihoods, DRAWS, keys=keys)
     seconds = time.perf_counter() - begin
     record.say("own truth: seconds per blend", seconds / len(made), "s", len(made))
-    drawn = np.concatenate([d.e for d in draws], axis=1).astype(float)
-    drawn = middle + drawn @ lower.T
+    drawn = []
+    for s, d in zip(made, draws, strict=True):
+        w = complete_draws(s, prior, d.e, rng)[:, : len(s.is_star) * s.n_modes]
+        drawn.append(w.reshape(DRAWS, -1, s.n_modes).astype(np.float32))
+    drawn = np.concatenate(drawn, axis=1)
     scale = np.concatenate([run["scale"][m] for m in run["members"]])
     basis = prior.basis
     values = posterior_quantities(basis, scale, drawn, BAND)
@@ -211,7 +229,7 @@ def own_truth(prior, run: dict, record: Record, out: Path, seed: int) -> None:
     intervals = interval_table(truth, values)
     intervals.to_csv(out / "own_intervals.csv", index=False)
     _say_intervals(record, "own truth", intervals)
-    _two_samples(likelihoods, made, record, rng)
+    _two_samples([galaxy_likelihood(s, prior) for s in real], likelihoods, record, rng)
 
 
 def _two_samples(real, made, record: Record, rng) -> None:
@@ -307,7 +325,7 @@ def gibbs(prior, run: dict, record: Record, seed: int) -> None:
     settings = GibbsSettings()
     two = sample_gibbs(prior, likelihoods, DRAWS, settings, keys=keys)
     light = np.asarray(prior.basis.modes, float).sum((-2, -1))
-    light = np.asarray(prior.cholesky).T @ light
+    light = (np.asarray(prior.cholesky).T @ light)[: prior.n_latent]
     dark = np.asarray(prior.basis.mean, float).sum((-2, -1))
     dark = dark + np.asarray(prior.mean) @ np.asarray(prior.basis.modes, float).sum(
         (-2, -1)

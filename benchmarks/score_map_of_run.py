@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
 from method_results import (
     WINDOW_MARGIN,
     MethodResult,
@@ -27,7 +26,7 @@ from method_results import (
 
 from blendem.config import InferConfig
 from blendem.inference.batch import render_of
-from blendem.inference.likelihood import galaxy_likelihood, galaxy_unknowns
+from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.score_map import ScoreMapSettings, fit_score_map
 from blendem.inference.statistics import STAR_SPREAD
 from blendem.io.blends import BlendSet
@@ -37,19 +36,6 @@ from blendem.io.statistics import unstack
 from blendem.measure.sources import point_image
 
 BATCH = 4
-
-
-def complete(statistics, prior, e: np.ndarray) -> np.ndarray:
-    """All unknowns w given the galaxies: `(1 + H_nn)^-1 (b_n - H_ng z)` for the others."""
-    galaxy = galaxy_unknowns(statistics)
-    w = np.zeros(len(statistics.b))
-    w[galaxy] = (np.asarray(prior.mean) + e @ np.asarray(prior.cholesky).T).ravel()
-    if not galaxy.all():
-        H = np.asarray(statistics.H, float)
-        force = statistics.b[~galaxy] - H[np.ix_(~galaxy, galaxy)] @ w[galaxy]
-        precision = np.eye(int((~galaxy).sum())) + H[np.ix_(~galaxy, ~galaxy)]
-        w[~galaxy] = scipy.linalg.solve(precision, force, assume_a="pos")
-    return w
 
 
 def fit_chunk(
@@ -84,7 +70,8 @@ def fit_chunk(
         if found is not None:
             notes[row]["gradient_norm"] = found.gradient_norm
         notes[row]["converged"] = found is None or found.converged
-        w = complete(s, prior, np.zeros((0, d)) if found is None else found.e)
+        e = np.zeros((0, prior.n_latent)) if found is None else found.e
+        w = complete_draws(s, prior, e[None], None)[0]
         members = np.flatnonzero(sources["blend"] == row)
         members = members[np.argsort(sources["slot"][members])]
         group = arrays[f"stack_{data.blends['stack'][row]}"]

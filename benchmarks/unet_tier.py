@@ -29,6 +29,7 @@ from blendem.inference.statistics import Settings, render_sources
 from blendem.prior import train_unet
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.network import LatentNetwork
 from blendem.prior.pca import fit_basis, fit_moments, normalise_stamps
 from blendem.prior.train import HELD_OUT_LEVELS as LATENT_LEVELS
@@ -178,19 +179,24 @@ def main(
 
     latent_settings = LatentTraining(steps=4000, evaluate=250, batch=256)
     cpu = time.process_time()
+    spread, fit = fit[: len(fit) // 10], fit[len(fit) // 10 :]
+    rows = training_set(gaussian, fit).draw(20000, JITTER, key=jax.random.key(7))
+    mixture = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), fit_mixture(rows, 32, 30)
+    )
     for last, e in train(  # noqa: B007
         start(
             LatentNetwork(len(basis.modes), 512, 3, key=jax.random.key(5)),
             latent_settings,
             key=jax.random.key(6),
         ),
-        training_set(gaussian, fit),
-        training_set(gaussian, held_out),
+        mixture,
+        *(training_set(gaussian, rows) for rows in (fit, spread, held_out)),
         latent_settings,
     ):
         if e.seconds > latent_seconds:
             break
-    latent = LatentPrior(gaussian, last.best)
+    latent = LatentPrior(gaussian, mixture, last.best)
     say("latent: training", e.seconds, "s", e.step)
     say("latent: training, CPU", time.process_time() - cpu, "s", e.step)
     for sigma, value in zip(LATENT_LEVELS, e.ratio, strict=True):

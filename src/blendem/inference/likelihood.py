@@ -118,11 +118,12 @@ def complete_draws(
     statistics: BlendStatistics,
     prior: GaussianPrior | LatentPrior,
     e: Float[np.ndarray, "draw galaxy latent"],
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
 ) -> Float[np.ndarray, "draw unknown"]:
     """All unknowns w of a blend: galaxies from `e`, nuisances drawn given them.
 
-    The conditional is exact: `N((1 + H_nn)^-1 (b_n - H_ng e), (1 + H_nn)^-1)`.
+    The conditional is exact: `N((1 + H_nn)^-1 (b_n - H_ng e), (1 + H_nn)^-1)`. Without
+    `rng` its mean is given instead of a draw.
     """
     H, b, _ = _whitened(statistics, prior)
     sampled = sampled_unknowns(statistics, prior)
@@ -132,7 +133,8 @@ def complete_draws(
         lower = _nuisance_factor(H, sampled)
         force = b[~sampled] - w[:, sampled] @ H[sampled][:, ~sampled]
         half = scipy.linalg.solve_triangular(lower, force.T, lower=True)
-        half += rng.standard_normal(half.shape)
+        if rng is not None:
+            half += rng.standard_normal(half.shape)
         w[:, ~sampled] = scipy.linalg.solve_triangular(
             lower, half, lower=True, trans=1
         ).T
