@@ -97,7 +97,8 @@ benchmark-mixture: $(STAMP)
 # More than 1000 blends under two tiers, then every check of the posteriors: an hour on two cores.
 calibration: $(STAMP)
 	$(SNAKEMAKE) --configfile config/calibration_latent.yaml
-	$(SNAKEMAKE) --configfile config/calibration_gaussian.yaml
+	benchmarks/share_run.sh results/calibration_latent results/calibration_gaussian
+	$(SNAKEMAKE) --rerun-triggers mtime --configfile config/calibration_gaussian.yaml
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
 
 # scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.

@@ -161,9 +161,8 @@ def observe(
     """Statistics of a blend as if its galaxies were `z`, nuisances drawn from N(0, 1)."""
     H, n = statistics.H, len(statistics.b)
     w = np.concatenate([z.ravel(), rng.standard_normal(n - z.size)])
-    # Rounding of H: a shift far below what the prior adds (1).
-    lower = np.linalg.cholesky(H + 1e-6 * (1 + np.diag(H).max() * 1e-6) * np.eye(n))
-    noise = lower @ rng.standard_normal(n)
+    values, vectors = np.linalg.eigh(H)  # some are below zero by rounding
+    noise = vectors @ (np.sqrt(np.maximum(values, 0)) * rng.standard_normal(n))
     r2 = w @ H @ w + 2 * w @ noise + statistics.n_data
     return statistics._replace(b=H @ w + noise, r2=float(r2))
 

@@ -181,9 +181,10 @@ class PriorConfig(Section):
         32, description="Gaussians of the mixture that the network corrects"
     )
     amplitude_jitter: NonNegativeFloat = Field(
-        0.4,
-        description="sd of ln(amplitude) in training; wider than the errors of refined"
-        " amplitudes, while 0.6 gives coordinates of tails that are hard to learn",
+        0.6,
+        description="sd of ln(amplitude) in training; well above the errors of refined"
+        " amplitudes (0.3 in the strongest blends), which come from the same data and"
+        " would count twice",
     )
     colour_jitter: NonNegativeFloat = Field(
         0.0,
@@ -261,7 +262,7 @@ class InferConfig(Section):
 
     samples: int = Field(64, ge=2, description="posterior draws per blend")
     steps: PositiveInt = Field(
-        64, description="noise levels of the reverse process; diffusion tiers"
+        32, description="noise levels of the reverse process; diffusion tiers"
     )
     corrector: float = Field(
         0.0,

@@ -2,17 +2,18 @@
 
 The state is `e_t = e + sigma n`, the whitened coordinates of all galaxies with noise. Under
 moment matching (Rozet et al. 2024, arXiv 2405.13712) the prior given `e_t` is taken as
-N(D, V), with the denoiser's mean and diagonal variance, so that together with the data
+N(D, V), with the denoiser's mean and covariance, so that together with the data
 `h = L^T e + n` (`likelihood.LatentLikelihood`) it is Gaussian again:
 
     mean = D + V L C^-1 (h - L^T D),   C = 1 + L^T V L.
 
-The predictor follows the probability-flow equation with that mean; the last level ends with a
-draw of e from that Gaussian (Matheron's rule: the same solve with a perturbed right side), so that
-directions narrower than the last noise have their right width. The other predictor draws `e_0`
-at every level and then `e_t'` from the known Gaussian between `e_t` and `e_0`: exact for a
-Gaussian prior in any number of steps, but it follows the errors of a learned denoiser twice as
-far (docs/calibration.md).
+V is the full covariance that the mixture inside the prior knows, scaled to the learned
+variances: its diagonal alone takes directions in which galaxies hardly vary for broad ones, and
+costs a tenth of the accuracy of fluxes (docs/calibration.md). The predictor draws `e_0` from that
+Gaussian at every level (Matheron's rule: the same solve with a perturbed right side) and then
+`e_t'` from the known Gaussian between `e_t` and `e_0`: exact for a Gaussian prior in any number of
+steps. The other one follows the probability-flow equation with the mean, and draws at the last
+level only; its draws came out too wide.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from blendem.prior.schedule import noise_levels
 
 LatentTier = GaussianPrior | LatentPrior
 PREDICTORS = ("multistep", "draw")
+COVARIANCES = ("full", "diagonal")
 # Numbers of galaxies that blends are padded to: one compilation for each, and for each of
 # four ranks.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -43,19 +45,23 @@ class SamplerSettings(NamedTuple):
         steps: Noise levels.
         sigma_max, sigma_min: First and last level; below the last one the prior given
             `e_t` is narrow enough to be Gaussian.
-        predictor: "multistep": deterministic, through the posterior mean of this level and
-            the one before (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095);
-            "draw": through a draw of e_0, exact for a Gaussian prior.
+        predictor: "draw": through a draw of e_0, exact for a Gaussian prior;
+            "multistep": deterministic, through the posterior mean of this level and
+            the one before (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095).
         corrector: Step of the Langevin corrector, in units of sigma^2; 0: no corrector.
+        covariance: "full": with the correlations that the prior knows; "diagonal":
+            variances only, which is cheaper and takes directions that the prior has narrow
+            for broad ones.
         iterations: Most conjugate-gradient iterations of a solve.
         tolerance: Relative residual at which a solve ends.
     """
 
-    steps: int = 64
+    steps: int = 32
     sigma_max: float = 30.0
     sigma_min: float = 0.01
-    predictor: str = "multistep"
+    predictor: str = "draw"
     corrector: float = 0.0
+    covariance: str = "full"
     iterations: int = 40
     tolerance: float = 1e-2
 
@@ -95,10 +101,18 @@ class _Solve(NamedTuple):
     count: Array
 
 
-def _solve(variance, factor, rhs, settings):
-    """Solve `(1 + L^T diag(v) L) a = rhs` for every draw.
+def _spread(variance, x):
+    """V x, with variances `(draw, galaxy, mode)` or covariances `(draw, galaxy, m, m)`."""
+    if variance.ndim == 3:
+        return (variance.reshape(x.shape)) * x
+    parts = x.reshape(variance.shape[:3])
+    return jnp.einsum("dkij,dkj->dki", variance, parts).reshape(x.shape)
 
-    The preconditioner is the exact inverse for the mean variance of the draws: one
+
+def _solve(variance, factor, rhs, settings):
+    """Solve `(1 + L^T V L) a = rhs` for every draw.
+
+    The preconditioner is the exact inverse for the mean covariance of the draws: one
     factorisation per blend and level.
 
     Returns:
@@ -106,7 +120,12 @@ def _solve(variance, factor, rhs, settings):
     """
     n = factor.shape[1]
     shared = jnp.mean(variance, axis=0)
-    matrix = jnp.eye(n, dtype=rhs.dtype) + factor.T @ (shared[:, None] * factor)
+    blocks = factor.reshape(*shared.shape[:2], n)
+    if shared.ndim == 2:
+        blocks = shared[:, :, None] * blocks
+    else:
+        blocks = jnp.einsum("kij,kjr->kir", shared, blocks)
+    matrix = jnp.eye(n, dtype=rhs.dtype) + factor.T @ blocks.reshape(factor.shape)
     # Eigenvalues span many decades: unit diagonal before float32 factorises.
     scale = 1 / jnp.sqrt(jnp.diagonal(matrix))
     lower = jnp.linalg.cholesky(scale[:, None] * matrix * scale[None])
@@ -116,7 +135,7 @@ def _solve(variance, factor, rhs, settings):
     inverse = inverse * scale[None]
 
     def apply(p):
-        return p + ((p @ factor.T) * variance) @ factor
+        return p + _spread(variance, p @ factor.T) @ factor
 
     def precondition(r):
         return (r @ inverse.T) @ inverse
@@ -156,19 +175,22 @@ def _solve(variance, factor, rhs, settings):
 
 def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
     """Posterior mean of e given e_t and the data; with a key, a draw instead."""
-    mean, variance = prior.denoise_latent(e_t, sigma)
+    full = settings.covariance == "full" and hasattr(prior, "denoise_full")
+    moments = prior.denoise_full if full else prior.denoise_latent
+    mean, variance = moments(e_t, sigma)
     draws = len(e_t)
-    mean, variance = mean.reshape(draws, -1), variance.reshape(draws, -1)
+    mean = mean.reshape(draws, -1)
     white = 0.0
     if key is not None:
         one, two = jax.random.split(key)
-        mean = mean + jnp.sqrt(variance) * jax.random.normal(
-            one, mean.shape, mean.dtype
-        )
+        xi = jax.random.normal(one, e_t.shape, mean.dtype)
+        root = jnp.linalg.cholesky(variance) if full else jnp.sqrt(variance)
+        xi = jnp.einsum("dkij,dkj->dki", root, xi) if full else root * xi
+        mean = mean + xi.reshape(mean.shape)
         white = jax.random.normal(two, (draws, len(target)), mean.dtype)
     rhs = target[None] - mean @ factor + white
     a, *notes = _solve(variance, factor, rhs, settings)
-    return (mean + variance * (a @ factor.T)).reshape(e_t.shape), notes
+    return (mean + _spread(variance, a @ factor.T)).reshape(e_t.shape), notes
 
 
 @eqx.filter_jit
@@ -276,6 +298,10 @@ def sample(
     if settings.predictor not in PREDICTORS:
         raise ValueError(
             f"predictor must be one of {PREDICTORS}, got {settings.predictor!r}"
+        )
+    if settings.covariance not in COVARIANCES:
+        raise ValueError(
+            f"covariance must be one of {COVARIANCES}, got {settings.covariance!r}"
         )
     if len(keys) != len(likelihoods):
         raise ValueError(f"{len(likelihoods)} blends, but {len(keys)} keys")

@@ -67,6 +67,33 @@ class LatentPrior(eqx.Module):
         mean, variance = denoise(self.mixture, self.network, flat, sigma)
         return mean.reshape(e_t.shape), variance.reshape(e_t.shape)
 
+    def denoise_full(
+        self, e_t: Float[Array, "*n latent"], sigma: Float[Array, ""]
+    ) -> tuple[Float[Array, "*n latent"], Float[Array, "*n latent latent"]]:
+        """Mean and covariance of the first coordinates given `e_t = e + sigma n`."""
+        flat = e_t.reshape(-1, e_t.shape[-1])
+        mean, covariance = denoise_full(self.mixture, self.network, flat, sigma)
+        shape = (*e_t.shape, e_t.shape[-1])
+        return mean.reshape(e_t.shape), covariance.reshape(shape)
+
+
+def denoise_full(
+    mixture: MixturePrior,
+    network: LatentNetwork,
+    e_t: Float[Array, "n latent"],
+    sigma: Float[Array, ""],
+) -> tuple[Float[Array, "n latent"], Float[Array, "n latent latent"]]:
+    """Mean and covariance: the variances of `denoise`, the correlations of the mixture."""
+    mean, covariance = mixture.denoise_full(e_t, sigma)
+    floor = VARIANCE_FLOOR * sigma**2 / (1 + sigma**2)
+    covariance = covariance + floor * jnp.eye(e_t.shape[-1], dtype=e_t.dtype)[None]
+    variance = jnp.diagonal(covariance, axis1=1, axis2=2)
+    levels = jnp.broadcast_to(sigma, e_t.shape[:1])
+    shift, log_factor = jax.vmap(network)(e_t, mean, variance, levels)
+    mean, corrected = combine(mean, variance, shift, log_factor, levels)
+    factor = jnp.sqrt(corrected / variance)
+    return mean, factor[:, :, None] * covariance * factor[:, None, :]
+
 
 def denoise(
     mixture: MixturePrior,

@@ -170,9 +170,9 @@ class MixturePrior(eqx.Module):
         flat = e_t.reshape(-1, e_t.shape[-1])
         weights, means, covariances = self.moments(flat, sigma)
         mean = jnp.einsum("nc,ncd->nd", weights, means)
-        step = means - mean[:, None, :]
-        full = jnp.einsum("nc,cde->nde", weights, covariances)
-        full = full + jnp.einsum("nc,ncd,nce->nde", weights, step, step)
+        step = (means - mean[:, None, :]) * jnp.sqrt(weights)[:, :, None]
+        full = weights @ covariances.reshape(len(covariances), -1)
+        full = full.reshape(-1, *covariances.shape[1:]) + step.transpose(0, 2, 1) @ step
         return mean.reshape(e_t.shape), full.reshape(*e_t.shape, e_t.shape[-1])
 
 
