@@ -26,7 +26,7 @@ def test_shipped_configurations_load_and_name_their_folder(path):
 def test_defaults_are_those_of_the_methods_page():
     config = load_config({})
     assert (config.frame.stamp, config.frame.psf_sigma) == (49, 0.7)
-    assert (config.prior.modes, config.prior.amplitude_jitter) == (64, 0.4)
+    assert (config.prior.modes, config.prior.amplitude_jitter) == (128, 0.6)
     buckets = [(b.sources, b.size) for b in config.blends.buckets]
     assert buckets == [(4, 64), (8, 64), (8, 112)]
 
@@ -125,8 +125,8 @@ def test_laps_of_em_need_the_gaussian_tier():
             {"detect": {"max_sources": 9}},
             ["detect.max_sources: 9", "8", "add a bucket"],
         ),
-        # 64 modes and 24 extra directions from 8 copies of each stamp: 11 stamps at least.
-        ({"stamps": {"n": 10}}, ["prior.modes: 64", "stamps.n = 10", "stamps.n to 11"]),
+        # 128 modes and 24 extra directions from 8 copies of each stamp: 19 stamps at least.
+        ({"stamps": {"n": 10}}, ["prior.modes: 128", "stamps.n = 10", "stamps.n to 19"]),
         (
             {"frame": {"bands": ["g", "r"]}},
             ["infer.reference_band: 'i'", "plot.rgb: ['i']"],
@@ -149,7 +149,7 @@ def test_fields_that_do_not_fit_together(mapping, words):
 
 def test_the_largest_stamp_that_fits_is_accepted():
     assert load_config({"frame": {"stamp": 127}}).frame.stamp == 127
-    assert load_config({"stamps": {"n": 11}}).stamps.n == 11
+    assert load_config({"stamps": {"n": 19}}).stamps.n == 19
 
 
 def test_values_from_the_command_line_arrive_as_strings(tmp_path):
@@ -173,7 +173,7 @@ def test_unreadable_files(tmp_path):
 
 
 def test_the_hash_follows_the_values_and_nothing_else():
-    written_out = load_config({"seed": "0", "prior": {"modes": 64}})
+    written_out = load_config({"seed": "0", "prior": {"modes": 128}})
     assert config_hash(load_config({})) == config_hash(written_out)
     assert config_hash(load_config({"seed": 1})) != config_hash(written_out)
     plot = load_config({"plot": {"dpi": 300}})
