@@ -126,7 +126,10 @@ def test_laps_of_em_need_the_gaussian_tier():
             ["detect.max_sources: 9", "8", "add a bucket"],
         ),
         # 128 modes and 24 extra directions from 8 copies of each stamp: 19 stamps at least.
-        ({"stamps": {"n": 10}}, ["prior.modes: 128", "stamps.n = 10", "stamps.n to 19"]),
+        (
+            {"stamps": {"n": 10}},
+            ["prior.modes: 128", "stamps.n = 10", "stamps.n to 19"],
+        ),
         (
             {"frame": {"bands": ["g", "r"]}},
             ["infer.reference_band: 'i'", "plot.rgb: ['i']"],
