@@ -172,9 +172,11 @@ def observe(
     return statistics._replace(b=H @ w + noise, r2=float(r2))
 
 
-def own_truth(prior, run: dict, record: Record, out: Path, seed: int) -> None:
+def own_truth(
+    prior, run: dict, record: Record, out: Path, seed: int, most: int | None
+) -> None:
     """Truths from the learned prior itself, data from the real matrices: SBC and TARP."""
-    real = run["statistics"]
+    real = run["statistics"][:most]
     count = np.array([len(s.is_star) for s in real])
     z = sample_prior(prior, int(count.sum()), key=stage_key(seed, "own_truth"))
     rng = stage_rng(seed, "own_truth")
@@ -193,7 +195,7 @@ def own_truth(prior, run: dict, record: Record, out: Path, seed: int) -> None:
         w = complete_draws(s, prior, d.e, rng)[:, : len(s.is_star) * s.n_modes]
         drawn.append(w.reshape(DRAWS, -1, s.n_modes).astype(np.float32))
     drawn = np.concatenate(drawn, axis=1)
-    scale = np.concatenate([run["scale"][m] for m in run["members"]])
+    scale = np.concatenate([run["scale"][m] for m in run["members"][:most]])
     basis = prior.basis
     values = posterior_quantities(basis, scale, drawn, BAND)
     truth = {
@@ -395,7 +397,9 @@ def speed(prior, run: dict, record: Record, seed: int) -> None:
     )
 
 
-def main(latent: Path, gaussian: Path | None, out: Path, seed: int) -> None:
+def main(
+    latent: Path, gaussian: Path | None, out: Path, seed: int, own_blends: int | None
+) -> None:
     """All parts; what is there so far is written after each."""
     out.mkdir(parents=True, exist_ok=True)
     record = Record()
@@ -423,7 +427,7 @@ def main(latent: Path, gaussian: Path | None, out: Path, seed: int) -> None:
         other = read_prior(gaussian / "prior" / "00.eqx")[0]
         galsim_truth(other, read_run(gaussian), "gaussian", record, out)
         save()
-    own_truth(prior, run, record, out, seed)
+    own_truth(prior, run, record, out, seed, own_blends)
     save()
     speed(prior, run, record, seed)
     save()
@@ -438,6 +442,15 @@ if __name__ == "__main__":
     )
     parser.add_argument("--gaussian", type=Path, help="run of the Gaussian tier")
     parser.add_argument("--out", type=Path, default=Path("results/calibration"))
+    parser.add_argument(
+        "--own-blends", type=int, help="blends with truths from the prior; default all"
+    )
     parser.add_argument("--seed", type=int, default=11)
     arguments = parser.parse_args()
-    main(arguments.latent, arguments.gaussian, arguments.out, arguments.seed)
+    main(
+        arguments.latent,
+        arguments.gaussian,
+        arguments.out,
+        arguments.seed,
+        arguments.own_blends,
+    )
