@@ -67,6 +67,8 @@ class SamplerSettings(NamedTuple):
 
 
 DEFAULT = SamplerSettings()
+# Without data the deterministic process has the right widths, the stochastic one is narrower.
+UNCONDITIONAL = SamplerSettings(predictor="multistep")
 
 
 class Draws(NamedTuple):
@@ -173,20 +175,30 @@ def _solve(variance, factor, rhs, settings):
     return state.a, residual, state.guards, state.count
 
 
+def _moments(prior, e_t, sigma, settings):
+    """Mean and variances or covariances of e given e_t, without data."""
+    if settings.covariance == "full" and hasattr(prior, "denoise_full"):
+        return prior.denoise_full(e_t, sigma)
+    return prior.denoise_latent(e_t, sigma)
+
+
+def _noise(variance, key, like):
+    """Normal deviates of these variances or covariances."""
+    xi = jax.random.normal(key, like.shape, like.dtype)
+    if variance.ndim == xi.ndim:
+        return jnp.sqrt(variance) * xi
+    return jnp.einsum("...ij,...j->...i", jnp.linalg.cholesky(variance), xi)
+
+
 def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
     """Posterior mean of e given e_t and the data; with a key, a draw instead."""
-    full = settings.covariance == "full" and hasattr(prior, "denoise_full")
-    moments = prior.denoise_full if full else prior.denoise_latent
-    mean, variance = moments(e_t, sigma)
+    mean, variance = _moments(prior, e_t, sigma, settings)
     draws = len(e_t)
     mean = mean.reshape(draws, -1)
     white = 0.0
     if key is not None:
         one, two = jax.random.split(key)
-        xi = jax.random.normal(one, e_t.shape, mean.dtype)
-        root = jnp.linalg.cholesky(variance) if full else jnp.sqrt(variance)
-        xi = jnp.einsum("dkij,dkj->dki", root, xi) if full else root * xi
-        mean = mean + xi.reshape(mean.shape)
+        mean = mean + _noise(variance, one, e_t).reshape(mean.shape)
         white = jax.random.normal(two, (draws, len(target)), mean.dtype)
     rhs = target[None] - mean @ factor + white
     a, *notes = _solve(variance, factor, rhs, settings)
@@ -354,37 +366,46 @@ def sample(
 def sample_prior(
     prior: LatentTier,
     n: int,
-    settings: SamplerSettings = DEFAULT,
+    settings: SamplerSettings = UNCONDITIONAL,
     *,
     key: PRNGKeyArray,
 ) -> Float[np.ndarray, "n mode"]:
     """Draw `n` galaxies from the prior: coordinates z, for `basis.decode`."""
     levels = noise_levels(settings.steps, settings.sigma_max, settings.sigma_min)
     low = _single_precision(prior)
-    e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, key)
+    e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, settings, key)
     rest = jax.random.normal(jax.random.fold_in(key, 1), (n, len(prior.mean)))
     e = np.concatenate([e, rest[:, prior.n_latent :]], axis=1).astype(float)
     return np.asarray(prior.mean, float) + e @ np.asarray(prior.cholesky, float).T
 
 
 @eqx.filter_jit
-def _unconditional(prior, levels, n, key):
-    first, last = jax.random.split(key)
+def _unconditional(prior, levels, n, settings, key):
+    first, loop, last = jax.random.split(key, 3)
     shape = (n, prior.n_latent)
     e = levels[0] * jax.random.normal(first, shape, levels.dtype)
 
     def step(carry, inputs):
         e, before, first_step = carry
-        sigma, lower = inputs
-        mean, _ = prior.denoise_latent(e, sigma)
-        ahead = jnp.where(first_step, mean, 1.5 * mean - 0.5 * before)
-        e = ahead + (lower / sigma) * (e - ahead)
+        sigma, lower, key = inputs
+        if settings.predictor == "draw":
+            one, two = jax.random.split(key)
+            mean, variance = _moments(prior, e, sigma, settings)
+            e_0 = mean + _noise(variance, one, e)
+            keep = (lower / sigma) ** 2
+            noise = jax.random.normal(two, shape, e.dtype)
+            e = keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
+        else:
+            mean, _ = prior.denoise_latent(e, sigma)
+            ahead = jnp.where(first_step, mean, 1.5 * mean - 0.5 * before)
+            e = ahead + (lower / sigma) * (e - ahead)
         return (e, mean, jnp.zeros_like(first_step)), None
 
     start = (e, jnp.zeros_like(e), jnp.ones((), bool))
-    (e, _, _), _ = jax.lax.scan(step, start, (levels[:-1], levels[1:]))
-    mean, variance = prior.denoise_latent(e, levels[-1])
-    return mean + jnp.sqrt(variance) * jax.random.normal(last, e.shape, e.dtype)
+    keys = jax.random.split(loop, len(levels) - 1)
+    (e, _, _), _ = jax.lax.scan(step, start, (levels[:-1], levels[1:], keys))
+    mean, variance = _moments(prior, e, levels[-1], settings)
+    return mean + _noise(variance, last, e)
 
 
 def _single_precision(prior: LatentTier) -> LatentTier:
