@@ -181,9 +181,7 @@ def main(
     cpu = time.process_time()
     spread, fit = fit[: len(fit) // 10], fit[len(fit) // 10 :]
     rows = training_set(gaussian, fit).draw(20000, JITTER, key=jax.random.key(7))
-    mixture = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32), fit_mixture(rows, 32, 30)
-    )
+    mixture = fit_mixture(rows, 32, 30)
     for last, e in train(  # noqa: B007
         start(
             LatentNetwork(len(basis.modes), 512, 3, key=jax.random.key(5)),

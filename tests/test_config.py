@@ -23,6 +23,18 @@ def test_shipped_configurations_load_and_name_their_folder(path):
     assert load_config(path).run == path.stem
 
 
+def test_both_calibration_runs_share_all_that_does_not_depend_on_the_tier():
+    """`make calibration` links fields, blends and statistics of one into the other."""
+    one, two = (
+        load_config(p).model_dump()
+        for p in CONFIGS
+        if p.stem.startswith("calibration_")
+    )
+    for config in (one, two):
+        del config["run"], config["prior"]["tier"], config["prior"]["train"]
+    assert one == two
+
+
 def test_defaults_are_those_of_the_methods_page():
     config = load_config({})
     assert (config.frame.stamp, config.frame.psf_sigma) == (49, 0.7)

@@ -14,6 +14,7 @@ from blendem.inference.sampler import (
     sample,
     sample_prior,
 )
+from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
@@ -38,6 +39,7 @@ def draws_of(statistics, prior, key, rng, settings=DEFAULT):
     "choice",
     [
         SamplerSettings(),
+        SamplerSettings(steps=64, predictor="multistep"),
         SamplerSettings(corrector=0.1),
         SamplerSettings(steps=6, predictor="draw"),
     ],
@@ -119,3 +121,26 @@ def test_other_modes_and_missing_keys_are_refused(rng, key):
         sample(prior, [lik], 2, SamplerSettings(predictor="euler"), keys=[key])
     with pytest.raises(ValueError, match="1 blends, but 0 keys"):
         sample(prior, [lik], 2, keys=[])
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_one_tilted_gaussian_needs_its_full_covariance(covariance, rng, key):
+    """Component N(m, S) far from round: the posterior is Gaussian with precision
+    `S^-1 + L L^T`; with the diagonal of S the draws get another one."""
+    standard = GaussianPrior.standard(make_prior(rng).basis)
+    likelihood = galaxy_likelihood(problem(rng, 1, 20.0, standard)[0], standard)
+    turn = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    S = (turn * np.geomspace(1e-2, 4, D)) @ turn.T
+    m = rng.normal(size=D)
+    tilted = MixturePrior.of([1.0], m[None], S[None])
+    settings = SamplerSettings(covariance=covariance)
+    [draws] = sample(tilted, [likelihood], 512, settings, keys=[key])
+    L = likelihood.factor
+    cov = np.linalg.inv(np.linalg.inv(S) + L @ L.T)
+    mean = cov @ (np.linalg.solve(S, m) + L @ likelihood.target)
+    white_e = np.linalg.solve(np.linalg.cholesky(cov), (draws.e[:, 0] - mean).T)
+    off = max(
+        np.abs(white_e.mean(axis=1)).max() / 0.044,
+        np.abs(white_e.var(axis=1) - 1).max() / 0.0625,
+    )
+    assert off < 5 if covariance == "full" else off > 8

@@ -19,10 +19,6 @@ from blendem.prior.unet import (
     unet_like,
 )
 
-# The tier is not offered by the workflow yet: these checks have never passed, and whether test
-# or code is wrong is not known (docs/unet.md).
-UNVERIFIED = pytest.mark.xfail(strict=False, reason="U-Net tier is unverified")
-
 SIDE, BANDS, MODES = 9, 2, 5
 SMALL = Settings(steps=4, batch=8, learning_rate=1e-3, amplitude_jitter=0.3, evaluate=2)
 
@@ -164,7 +160,6 @@ def trained(rng, key, settings=SMALL, network=None):
     return state, moments, data, basis
 
 
-@UNVERIFIED
 @pytest.mark.xfail(
     strict=False,
     reason="60 steps reach a held-out loss of 0.996 (training 0.913), the test wants 0.97:"

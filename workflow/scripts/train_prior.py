@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -21,7 +20,6 @@ from blendem.io.table import InputError
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
-from blendem.prior.mixture import MixturePrior
 from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.network import LatentNetwork
 from blendem.prior.stamps import prepare_stamps
@@ -134,7 +132,7 @@ def _train(
     LOG.info("mixture of %d: %.1f s", config.components, mixture_seconds)
     network = LatentNetwork(size, config.network.width, config.network.blocks, key=one)
     state = start(network, settings, key=two)
-    mark = fingerprint(settings._asdict(), data, held_out, state)
+    mark = fingerprint(settings._asdict(), mixture, data, spread, held_out, state)
     state, history = load_checkpoint(checkpoint, state, mark)
     if history:
         LOG.info("goes on after step %d", history[-1].step)
@@ -157,9 +155,7 @@ def _train(
     bar = tqdm(total=settings.steps, initial=int(state.step), file=sys.stderr)
     with bar:
         try:
-            training = train(
-                state, _single_precision(mixture), data, spread, held_out, settings
-            )
+            training = train(state, mixture, data, spread, held_out, settings)
             for state, evaluation in training:
                 history.append(evaluation)
                 save_checkpoint(checkpoint, state, history, mark)
@@ -178,10 +174,6 @@ def _train(
             ) from error
     LOG.info("stopped after step %d, %.1f s", int(state.step), float(state.seconds))
     return result(state)
-
-
-def _single_precision(mixture: MixturePrior) -> MixturePrior:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), mixture)
 
 
 def _write_curve(path: Path, history: list[Evaluation]) -> None:

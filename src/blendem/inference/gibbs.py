@@ -22,11 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blendem.inference.likelihood import LatentLikelihood
-from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.latent import LatentPrior
-from blendem.prior.mixture import MixturePrior
+from blendem.inference.sampler import LatentTier, check_modes
 
-LatentTier = GaussianPrior | LatentPrior | MixturePrior
 # The reverse diffusion from rho ends at this part of rho, or at this level if it is lower.
 LAST_PART, LAST_LEVEL = 0.03, 0.01
 
@@ -296,21 +293,6 @@ def sample_gibbs(
                 failed=failed,
             )
     return out
-
-
-def check_modes(prior: LatentTier, likelihoods: Sequence[LatentLikelihood]) -> None:
-    """Refuse likelihoods with other modes than the prior.
-
-    Raises:
-        ValueError: At the first one.
-    """
-    for number, one in enumerate(likelihoods):
-        if one.n_modes != prior.n_latent:
-            raise ValueError(
-                f"blend {number} has statistics of {one.n_modes} modes, the prior has"
-                f" {prior.n_latent}: compute the statistics again with the basis of this"
-                " prior"
-            )
 
 
 def equal_sizes(

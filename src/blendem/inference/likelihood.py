@@ -2,8 +2,9 @@
 
 Star fluxes, centroid shifts, sky and the last coordinates of galaxies are Gaussian a priori
 and enter linearly: they are integrated out exactly before sampling, and drawn exactly
-afterwards given the rest. What is left depends on the first coordinates e alone, with `z = mean + cholesky e` in the moments of the prior:
-`-2 ln L = |h - L^T e|^2 + rest`. Everything here is float64.
+afterwards given the rest. What is left depends on the first coordinates e alone, with
+`z = mean + cholesky e` in the moments of the prior: `-2 ln L = |h - L^T e|^2 + rest`.
+Everything here is float64.
 """
 
 from typing import NamedTuple

@@ -10,6 +10,7 @@ from blendem.inference.amplitude import Amplitudes, fit_amplitudes, source_slope
 from blendem.inference.batch import run_batches
 from blendem.inference.operator import AnyGrid, SharedGrid, operator_of
 from blendem.inference.statistics import STAR_SPREAD, Settings
+from blendem.precision import single_precision
 from blendem.prior.gaussian import Basis
 from blendem.prior.unet import PixelMoments
 from blendem.psf import frequencies, gaussian_transform
@@ -177,11 +178,3 @@ def _amplitudes(blends, basis, settings):
         )
 
     return jax.vmap(one)(blends)
-
-
-def single_precision(tree):
-    """As float32 on the device."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
-        tree,
-    )

@@ -25,8 +25,9 @@ from blendem.blend import Blend
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.batch import batches
 from blendem.inference.conjugate import conjugate_gradients
-from blendem.inference.pixel_problem import pixel_problem, single_precision
+from blendem.inference.pixel_problem import pixel_problem
 from blendem.inference.statistics import Settings
+from blendem.precision import single_precision
 from blendem.prior.schedule import noise_levels
 from blendem.prior.unet import PixelMoments, UNetPrior
 

@@ -26,11 +26,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from blendem.inference.likelihood import LatentLikelihood
+from blendem.precision import single_precision
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.schedule import noise_levels
 
-LatentTier = GaussianPrior | LatentPrior
+LatentTier = GaussianPrior | LatentPrior | MixturePrior
 PREDICTORS = ("multistep", "draw")
 COVARIANCES = ("full", "diagonal")
 # Numbers of galaxies that blends are padded to: one compilation for each, and for each of
@@ -106,7 +108,7 @@ class _Solve(NamedTuple):
 def _spread(variance, x):
     """V x, with variances `(draw, galaxy, mode)` or covariances `(draw, galaxy, m, m)`."""
     if variance.ndim == 3:
-        return (variance.reshape(x.shape)) * x
+        return variance.reshape(x.shape) * x
     parts = x.reshape(variance.shape[:3])
     return jnp.einsum("dkij,dkj->dki", variance, parts).reshape(x.shape)
 
@@ -205,6 +207,20 @@ def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
     return (mean + _spread(variance, a @ factor.T)).reshape(e_t.shape), notes
 
 
+def _ahead(e, mean, before, first_step, sigma, lower):
+    """Deterministic step to the next level, through the means of this one and the last."""
+    # Levels are equally spaced in ln(sigma): the weights of two are fixed.
+    ahead = jnp.where(first_step, mean, 1.5 * mean - 0.5 * before)
+    return ahead + (lower / sigma) * (e - ahead)
+
+
+def _bridge(e, e_0, sigma, lower, key):
+    """Draw of the state at the next level between that of this one and e_0."""
+    keep = (lower / sigma) ** 2
+    noise = jax.random.normal(key, e.shape, e.dtype)
+    return keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
+
+
 @eqx.filter_jit
 def _reverse(prior, factor, target, keys, levels, n_draws, settings):
     """Whole reverse process of a batch of blends of equal size."""
@@ -222,17 +238,13 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings):
             draw, bridge, correct = jax.random.split(key, 3)
             if settings.predictor == "multistep":
                 mean, notes = _conditional(prior, factor, target, e, sigma, settings)
-                # Levels are equally spaced in ln(sigma): the weights of two are fixed.
-                ahead = jnp.where(first_step, mean, 1.5 * mean - 0.5 * before)
-                e = ahead + (lower / sigma) * (e - ahead)
+                e = _ahead(e, mean, before, first_step, sigma, lower)
                 before = mean
             else:
                 e_0, notes = _conditional(
                     prior, factor, target, e, sigma, settings, key=draw
                 )
-                keep = (lower / sigma) ** 2
-                noise = jax.random.normal(bridge, shape, e.dtype)
-                e = keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
+                e = _bridge(e, e_0, sigma, lower, bridge)
             if settings.corrector > 0:
                 delta = settings.corrector
                 mean, more = _conditional(prior, factor, target, e, lower, settings)
@@ -278,6 +290,21 @@ def padded_shape(likelihood: LatentLikelihood) -> tuple[int, int]:
     return n, next(r for r in (n // 8, n // 4, n // 2, n) if r >= rank)
 
 
+def check_modes(prior: LatentTier, likelihoods: Sequence[LatentLikelihood]) -> None:
+    """Refuse likelihoods with other modes than the prior.
+
+    Raises:
+        ValueError: At the first one.
+    """
+    for number, one in enumerate(likelihoods):
+        if one.n_modes != prior.n_latent:
+            raise ValueError(
+                f"blend {number} has statistics of {one.n_modes} modes, the prior has"
+                f" {prior.n_latent}: compute the statistics again with the basis of this"
+                " prior"
+            )
+
+
 def sample(
     prior: LatentTier,
     likelihoods: Sequence[LatentLikelihood],
@@ -306,7 +333,6 @@ def sample(
     Raises:
         ValueError: If a likelihood has other modes than the prior, or keys are missing.
     """
-    n_modes = prior.n_latent
     if settings.predictor not in PREDICTORS:
         raise ValueError(
             f"predictor must be one of {PREDICTORS}, got {settings.predictor!r}"
@@ -317,17 +343,12 @@ def sample(
         )
     if len(keys) != len(likelihoods):
         raise ValueError(f"{len(likelihoods)} blends, but {len(keys)} keys")
-    for number, one in enumerate(likelihoods):
-        if one.n_modes != n_modes:
-            raise ValueError(
-                f"blend {number} has statistics of {one.n_modes} modes, the prior has"
-                f" {n_modes}: compute the statistics again with the basis of this prior"
-            )
+    check_modes(prior, likelihoods)
     levels = jnp.asarray(
         noise_levels(settings.steps, settings.sigma_max, settings.sigma_min),
         jnp.float32,
     )
-    low = _single_precision(prior)
+    low = single_precision(prior)
     out: list[Draws | None] = [None] * len(likelihoods)
     shapes = [padded_shape(one) for one in likelihoods]
     for shape in sorted(set(shapes)):
@@ -372,7 +393,7 @@ def sample_prior(
 ) -> Float[np.ndarray, "n mode"]:
     """Draw `n` galaxies from the prior: coordinates z, for `basis.decode`."""
     levels = noise_levels(settings.steps, settings.sigma_max, settings.sigma_min)
-    low = _single_precision(prior)
+    low = single_precision(prior)
     e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, settings, key)
     rest = jax.random.normal(jax.random.fold_in(key, 1), (n, len(prior.mean)))
     e = np.concatenate([e, rest[:, prior.n_latent :]], axis=1).astype(float)
@@ -392,13 +413,10 @@ def _unconditional(prior, levels, n, settings, key):
             one, two = jax.random.split(key)
             mean, variance = _moments(prior, e, sigma, settings)
             e_0 = mean + _noise(variance, one, e)
-            keep = (lower / sigma) ** 2
-            noise = jax.random.normal(two, shape, e.dtype)
-            e = keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
+            e = _bridge(e, e_0, sigma, lower, two)
         else:
             mean, _ = prior.denoise_latent(e, sigma)
-            ahead = jnp.where(first_step, mean, 1.5 * mean - 0.5 * before)
-            e = ahead + (lower / sigma) * (e - ahead)
+            e = _ahead(e, mean, before, first_step, sigma, lower)
         return (e, mean, jnp.zeros_like(first_step)), None
 
     start = (e, jnp.zeros_like(e), jnp.ones((), bool))
@@ -406,14 +424,6 @@ def _unconditional(prior, levels, n, settings, key):
     (e, _, _), _ = jax.lax.scan(step, start, (levels[:-1], levels[1:], keys))
     mean, variance = _moments(prior, e, levels[-1], settings)
     return mean + _noise(variance, last, e)
-
-
-def _single_precision(prior: LatentTier) -> LatentTier:
-    """The prior as float32 on the device."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32) if eqx.is_inexact_array_like(x) else x,
-        prior,
-    )
 
 
 def _pad(likelihoods: Sequence[LatentLikelihood], shape: tuple[int, int]):

@@ -15,14 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from blendem.inference.gibbs import (
-    LatentTier,
-    as_arrays,
-    check_modes,
-    equal_sizes,
-    stack_likelihoods,
-)
+from blendem.inference.gibbs import as_arrays, equal_sizes, stack_likelihoods
 from blendem.inference.likelihood import LatentLikelihood
+from blendem.inference.sampler import LatentTier, check_modes
 
 # A trial step of the polish is taken if the gradient stays below the largest of this many
 # gradients before it; else the step is cut by this factor.

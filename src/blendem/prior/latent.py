@@ -70,29 +70,19 @@ class LatentPrior(eqx.Module):
     def denoise_full(
         self, e_t: Float[Array, "*n latent"], sigma: Float[Array, ""]
     ) -> tuple[Float[Array, "*n latent"], Float[Array, "*n latent latent"]]:
-        """Mean and covariance of the first coordinates given `e_t = e + sigma n`."""
+        """Mean and covariance of the first coordinates given `e_t = e + sigma n`.
+
+        Variances are those of `denoise_latent`, correlations those of the mixture.
+        """
         flat = e_t.reshape(-1, e_t.shape[-1])
-        mean, covariance = denoise_full(self.mixture, self.network, flat, sigma)
-        shape = (*e_t.shape, e_t.shape[-1])
-        return mean.reshape(e_t.shape), covariance.reshape(shape)
-
-
-def denoise_full(
-    mixture: MixturePrior,
-    network: LatentNetwork,
-    e_t: Float[Array, "n latent"],
-    sigma: Float[Array, ""],
-) -> tuple[Float[Array, "n latent"], Float[Array, "n latent latent"]]:
-    """Mean and covariance: the variances of `denoise`, the correlations of the mixture."""
-    mean, covariance = mixture.denoise_full(e_t, sigma)
-    floor = VARIANCE_FLOOR * sigma**2 / (1 + sigma**2)
-    covariance = covariance + floor * jnp.eye(e_t.shape[-1], dtype=e_t.dtype)[None]
-    variance = jnp.diagonal(covariance, axis1=1, axis2=2)
-    levels = jnp.broadcast_to(sigma, e_t.shape[:1])
-    shift, log_factor = jax.vmap(network)(e_t, mean, variance, levels)
-    mean, corrected = combine(mean, variance, shift, log_factor, levels)
-    factor = jnp.sqrt(corrected / variance)
-    return mean, factor[:, :, None] * covariance * factor[:, None, :]
+        mean, covariance = self.mixture.denoise_full(flat, sigma)
+        identity = jnp.eye(e_t.shape[-1], dtype=e_t.dtype)
+        covariance = covariance + (_floor(sigma) * identity)[None]
+        known = jnp.diagonal(covariance, axis1=1, axis2=2)
+        mean, variance = _correct(self.network, flat, mean, known, sigma)
+        factor = jnp.sqrt(variance / known)
+        covariance = factor[:, :, None] * covariance * factor[:, None, :]
+        return mean.reshape(e_t.shape), covariance.reshape(*e_t.shape, e_t.shape[-1])
 
 
 def denoise(
@@ -102,10 +92,19 @@ def denoise(
     sigma: Float[Array, "*row"],
 ) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
     """Mean and variance, for rows at one noise level or at one each."""
-    known = skip(mixture, e_t, sigma)
+    return _correct(network, e_t, *skip(mixture, e_t, sigma), sigma)
+
+
+def _correct(network, e_t, mean, variance, sigma):
+    """Mean and variance of the mixture, corrected by the network."""
     levels = jnp.broadcast_to(sigma, e_t.shape[:1])
-    shift, log_factor = jax.vmap(network)(e_t, *known, levels)
-    return combine(*known, shift, log_factor, levels)
+    shift, log_factor = jax.vmap(network)(e_t, mean, variance, levels)
+    return combine(mean, variance, shift, log_factor, levels)
+
+
+def _floor(sigma):
+    """Lowest variance that the mixture is believed."""
+    return VARIANCE_FLOOR * sigma**2 / (1 + sigma**2)
 
 
 def skip(
@@ -115,8 +114,7 @@ def skip(
 ) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
     """What the mixture says; no variance below a part of Wiener's."""
     mean, variance = mixture.denoise_latent(e_t, sigma)
-    wiener = jnp.asarray(sigma).reshape(-1, 1) ** 2
-    return mean, variance + VARIANCE_FLOOR * wiener / (1 + wiener)
+    return mean, variance + _floor(jnp.asarray(sigma).reshape(-1, 1))
 
 
 def combine(

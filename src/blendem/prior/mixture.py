@@ -119,20 +119,23 @@ class MixturePrior(eqx.Module):
         Component c is `N(center, covariance + sigma^2)` in e_t, and conditioning it on e_t
         is the linear-Gaussian update in its own eigenbasis.
         """
-        values, vectors = jnp.asarray(self.values), jnp.asarray(self.vectors)
-        centers = jnp.asarray(self.centers)
-        step = jnp.einsum("ncd,cde->nce", e_t[:, None, :] - centers[None], vectors)
-        total = values + sigma**2
-        log_p = -0.5 * jnp.sum(step**2 / total[None] + jnp.log(total)[None], axis=-1)
-        log_p = log_p + jnp.log(jnp.asarray(self.weights))[None]
+        weights, means, narrow = self._given(e_t, sigma)
+        vectors = jnp.asarray(self.vectors)
+        covariances = (vectors * narrow[0][:, None, :]) @ vectors.transpose(0, 2, 1)
+        return weights, means, covariances
+
+    def _given(self, e_t, sigma):
+        """Weights, means, and variances along the eigenvectors `(1 or row, c, mode)`."""
+        sigma2 = jnp.asarray(sigma).reshape(-1, 1, 1) ** 2
+        values, vectors = jnp.asarray(self.values)[None], jnp.asarray(self.vectors)
+        centers = jnp.asarray(self.centers)[None]
+        step = jnp.einsum("ncd,cde->nce", e_t[:, None, :] - centers, vectors)
+        total = values + sigma2
         gain = values / total
-        means = centers[None] + jnp.einsum("nce,cde->ncd", step * gain[None], vectors)
-        narrow = vectors * (sigma**2 * gain)[:, None, :]
-        return (
-            jax.nn.softmax(log_p, axis=-1),
-            means,
-            narrow @ vectors.transpose(0, 2, 1),
-        )
+        log_p = -0.5 * jnp.sum(step**2 / total + jnp.log(total), axis=-1)
+        log_p = log_p + jnp.log(jnp.asarray(self.weights))[None]
+        means = centers + jnp.einsum("nce,cde->ncd", step * gain, vectors)
+        return jax.nn.softmax(log_p, axis=-1), means, gain * sigma2
 
     def denoise_latent(
         self, e_t: Float[Array, "*n mode"], sigma: Float[Array, "*row"]
@@ -142,19 +145,10 @@ class MixturePrior(eqx.Module):
         `sigma` is one number, or one per row of a two-dimensional `e_t`.
         """
         flat = e_t.reshape(-1, e_t.shape[-1])
-        sigma2 = jnp.asarray(sigma).reshape(-1, 1, 1) ** 2
-        values, vectors = jnp.asarray(self.values)[None], jnp.asarray(self.vectors)
-        centers = jnp.asarray(self.centers)[None]
-        step = jnp.einsum("ncd,cde->nce", flat[:, None, :] - centers, vectors)
-        total = values + sigma2
-        gain = values / total
-        log_p = -0.5 * jnp.sum(step**2 / total + jnp.log(total), axis=-1)
-        log_p = log_p + jnp.log(jnp.asarray(self.weights))[None]
-        weights = jax.nn.softmax(log_p, axis=-1)
-        means = centers + jnp.einsum("nce,cde->ncd", step * gain, vectors)
+        weights, means, narrow = self._given(flat, sigma)
         mean = jnp.einsum("nc,ncd->nd", weights, means)
         # With one sigma the variances of the components are the same for all rows.
-        within = jnp.einsum("sce,cde->scd", gain * sigma2, vectors**2)
+        within = jnp.einsum("sce,cde->scd", narrow, jnp.asarray(self.vectors) ** 2)
         within = (
             weights @ within[0]
             if len(within) == 1

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from blendem.precision import single_precision
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import combine, denoise, skip
 from blendem.prior.mixture import MixturePrior
@@ -47,7 +48,7 @@ class Settings(NamedTuple):
     steps: int = 12000
     batch: int = 256
     learning_rate: float = 1.5e-3
-    amplitude_jitter: float = 0.4
+    amplitude_jitter: float = 0.6
     evaluate: int = 1000
     patience: int = 6
     bfloat16: bool = False
@@ -295,6 +296,7 @@ def train(
     stale, before = int(state.stale), float(state.seconds)
     # Always the same galaxies and noise: changes of the loss are those of the weights.
     check = jax.random.key(0)
+    mixture = single_precision(mixture)  # as the training sets
     begin = time.perf_counter()
     while step < settings.steps and stale < settings.patience:
         losses = []
