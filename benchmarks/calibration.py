@@ -408,9 +408,8 @@ def main(
         (out / "summary.json").write_text(json.dumps(record.rows, indent=1) + "\n")
 
     prior, card = read_prior(latent / "prior" / "00.eqx")
-    for level, ratio in zip(
-        card["levels"], card["validation"][-1]["ratio"], strict=True
-    ):
+    kept = min(card["validation"], key=lambda row: row["held_out"])
+    for level, ratio in zip(card["levels"], kept["ratio"], strict=True):
         record.say(
             f"held-out squared error over Wiener's at sigma = {level:g}",
             ratio,

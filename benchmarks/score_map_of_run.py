@@ -39,16 +39,25 @@ BATCH = 4
 
 
 def fit_chunk(
-    data: BlendSet, arrays: dict, prior, infer: InferConfig, settings: ScoreMapSettings
+    data: BlendSet,
+    arrays: dict,
+    prior,
+    infer: InferConfig,
+    settings: ScoreMapSettings,
+    chosen: np.ndarray,
 ) -> tuple[np.ndarray, list, list, list[dict]]:
-    """Model images `(source, band, stamp, stamp)`, then per stack of blends the images as
-    observed and the rows of their sources; and one row of notes per blend.
+    """Fit the chosen rows of the blends of a chunk.
+
+    Returns:
+        Model images `(source, band, stamp, stamp)`, then per stack of blends the images as
+        observed and the rows of their sources; and one row of notes per blend.
     """
     basis = prior.basis
     d, (n_bands, stamp) = len(prior.mean), basis.mean.shape[:2]
     modes = np.asarray(basis.modes).reshape(d, -1)
     point = point_image(stamp, float(basis.psf_sigma))
-    given = {r: s for r, s in enumerate(unstack(arrays, data)) if s is not None}
+    everything = enumerate(unstack(arrays, data))
+    given = {r: s for r, s in everything if s is not None and chosen[r]}
     # Blends of stars alone have nothing to fit.
     fitted = [r for r, s in given.items() if not np.all(s.is_star)]
     found = fit_score_map(
@@ -118,14 +127,21 @@ def main(options: argparse.Namespace) -> None:
     cutouts = read_cutouts(run)
     bands = tuple(prior.basis.bands)
     side = prior.basis.mean.shape[-1] + WINDOW_MARGIN
+    only = None
+    if options.only is not None:
+        blends = pd.DataFrame(read_h5(options.only)[0]["blends"])
+        only = pd.MultiIndex.from_frame(blends[["field", "number"]])
     tables, windows, corners, notes = [], [], [], []
     paths = sorted((run / "statistics").glob("*.h5"), key=lambda p: int(p.stem))
     for (_, data), path in zip(cutouts.chunks, paths, strict=True):
+        rows = pd.MultiIndex.from_arrays([data.blends["field"], data.blends["number"]])
+        chosen = np.ones(len(rows), bool) if only is None else rows.isin(only)
         images, observed, owners, more = fit_chunk(
-            data, read_h5(path)[0], prior, infer, settings
+            data, read_h5(path)[0], prior, infer, settings, chosen
         )
-        notes += more
+        notes += [note for note, used in zip(more, chosen, strict=True) if used]
         s = data.sources
+        kept = chosen[s["blend"]]
         table = pd.DataFrame({"field": s["field"], "id": s["id"]})
         flux = images.sum(axis=(2, 3), dtype=float)
         for i, b in enumerate(bands):
@@ -139,9 +155,9 @@ def main(options: argparse.Namespace) -> None:
                     begin = (data.blends["corner_y"][row], data.blends["corner_x"][row])
                     out[m] = cut(seen[i, j], begin, low[m], side)
         out[~np.isfinite(flux).all(axis=1)] = np.nan
-        tables.append(table)
-        windows.append(out)
-        corners.append(low)
+        tables.append(table[kept])
+        windows.append(out[kept])
+        corners.append(low[kept])
     blends = pd.DataFrame(notes)
     seconds = (time.perf_counter() - start) / len(blends)
     write_method(
@@ -174,6 +190,9 @@ if __name__ == "__main__":
         type=float,
         default=InferConfig().centroid_sigma,
         help="as `infer.centroid_sigma` of the run",
+    )
+    parser.add_argument(
+        "--only", type=Path, help="method file: fit the blends that it has"
     )
     parser.add_argument("--output", default="score_map.h5", help="file in peers/")
     main(parser.parse_args())

@@ -129,6 +129,7 @@ def test_large_sources_are_shown_whole_and_small_ones_closer():
 def test_training_curves_show_the_history_and_the_best():
     curve = pd.DataFrame(
         {
+            "kind": "network",
             "step": [1000, 2000, 3000],
             "train_loss": [0.9, 0.7, 0.6],
             "held_out": [0.8, 0.5, 0.55],

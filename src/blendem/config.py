@@ -141,14 +141,14 @@ class StampsConfig(Section):
 
 
 class NetworkConfig(Section):
-    """Network of the latent tier."""
+    """Network that corrects the mixture of the latent tier."""
 
     width: PositiveInt = Field(512, description="neurons per layer")
     blocks: PositiveInt = Field(3, description="residual blocks")
 
 
 class TrainConfig(Section):
-    """Training of a diffusion tier; the defaults are those of `prior.train.Settings`."""
+    """Training of a network; the defaults are those of `prior.train.Settings`."""
 
     steps: PositiveInt = Field(12000, description="optimizer steps")
     batch: PositiveInt = Field(256, description="galaxies per step")
@@ -177,9 +177,7 @@ class PriorConfig(Section):
         description="modes that the diffusion moves; the rest, fine detail that only bright"
         " galaxies show, stay Gaussian",
     )
-    components: PositiveInt = Field(
-        32, description="Gaussians of the mixture that the network corrects"
-    )
+    components: PositiveInt = Field(64, description="Gaussians of the mixture")
     amplitude_jitter: NonNegativeFloat = Field(
         0.6,
         description="sd of ln(amplitude) in training; well above the errors of refined"
@@ -194,7 +192,11 @@ class PriorConfig(Section):
     start: OptionalPath = Field(
         None, description="path of a prior to start from; null: train one from stamps"
     )
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig | None = Field(
+        None,
+        description="network that corrects the mixture, trained by `train`; null: none,"
+        " which is more accurate (docs/calibration.md)",
+    )
     train: TrainConfig = TrainConfig()
 
 

@@ -111,6 +111,22 @@ def test_prior_draws_have_the_moments_of_the_prior(rng, key):
     np.testing.assert_allclose(np.cov(z.T), prior.covariance, atol=0.15)
 
 
+def test_prior_draws_of_a_scale_mixture_keep_its_tails_in_few_steps(rng, key):
+    """Half of the galaxies are ten times longer than the others: kurtosis 5.88 of each
+    coordinate. Drawing e_0 as a Gaussian of the right moments loses it."""
+    standard = GaussianPrior.standard(make_prior(rng).basis)
+    n = standard.n_latent
+    mixture = MixturePrior.of([0.5, 0.5], np.zeros((2, n)), [0.02, 2.0])
+    prior = LatentPrior(standard, mixture, None)
+    settings = SamplerSettings(steps=4, predictor="draw")
+    e = sample_prior(prior, 4096, settings, key=key)[:, :n]
+    kurtosis = np.mean(e**4) / np.mean(e**2) ** 2
+    expected = 3 * 0.5 * (0.02**2 + 2.0**2) / (0.5 * 2.02) ** 2
+    assert kurtosis == pytest.approx(expected, rel=0.1)
+    short = np.mean(np.sum(e**2, axis=1) < 0.2 * n)
+    assert short == pytest.approx(0.5, abs=0.05)
+
+
 def test_other_modes_and_missing_keys_are_refused(rng, key):
     prior = make_prior(rng)
     lik = galaxy_likelihood(problem(rng, 2, 0.1, prior)[0], prior)

@@ -32,11 +32,12 @@ def gaussian(rng, analysis=False):
     return GaussianPrior(basis, rng.normal(size=3), np.tril(rng.normal(size=(3, 3))))
 
 
-def latent(rng, key):
+def latent(rng, key, network=True):
     mixture = MixturePrior.of(
         [0.3, 0.7], rng.normal(size=(2, 2)), np.stack([np.eye(2), 0.1 * np.eye(2)])
     )
-    return LatentPrior(gaussian(rng, True), mixture, LatentNetwork(2, 8, 2, key=key))
+    drawn = LatentNetwork(2, 8, 2, key=key) if network else None
+    return LatentPrior(gaussian(rng, True), mixture, drawn)
 
 
 def unet(rng, key):
@@ -48,12 +49,13 @@ def unet(rng, key):
     return UNetPrior(gaussian(rng), moments, drawn, like.spread + np.float32(0.5))
 
 
-@pytest.fixture(params=["gaussian", "analysis", "latent", "unet"])
+@pytest.fixture(params=["gaussian", "analysis", "latent", "mixture", "unet"])
 def saved(request, tmp_path, rng, key):
     kinds = {
         "gaussian": lambda: gaussian(rng),
         "analysis": lambda: gaussian(rng, True),
         "latent": lambda: latent(rng, key),
+        "mixture": lambda: latent(rng, key, network=False),
         "unet": lambda: unet(rng, key),
     }
     prior = kinds[request.param]()

@@ -56,6 +56,24 @@ def test_denoiser_is_the_posterior_mean_and_covariance(sigma):
         np.testing.assert_allclose(full[k], covariance, atol=1e-7)
 
 
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 5.0])
+def test_draws_given_a_noisy_vector_follow_the_exact_density(sigma, key):
+    e_t = jnp.broadcast_to(jnp.array([0.3, -0.4]), (20000, 2))
+    draws, full = make().draw_full(e_t, jnp.asarray(sigma), key)
+    _, expected = make().denoise_full(e_t[:1], jnp.asarray(sigma))
+    np.testing.assert_allclose(full[7], expected[0], rtol=1e-10)
+    points = grid_2d()
+    step = points - np.asarray(e_t[:1])
+    noise = np.exp(-0.5 * np.sum(step**2, axis=1) / sigma**2)
+    p = density(points) * noise / np.sum(density(points) * noise)
+    # Parts in four quarters see the shape, not only the moments; error of a part 0.0035.
+    for corner in ((0.0, -0.4), (0.6, 0.0)):
+        for side in (1, -1):
+            inside = (side * (points - corner) > 0).all(axis=1)
+            part = (side * (np.asarray(draws) - corner) > 0).all(axis=1).mean()
+            assert part == pytest.approx(p[inside].sum(), abs=0.02)
+
+
 def test_one_standard_component_is_the_gaussian_prior(key, rng):
     prior = MixturePrior.of([2.0], np.zeros((1, 3)), np.ones(1))
     gaussian = GaussianPrior.standard(make_prior(rng, 3).basis)

@@ -9,12 +9,13 @@ import pytest
 from blendem.config import PriorConfig
 from blendem.io.priors import read_prior, write_prior
 from blendem.io.table import InputError
+from blendem.precision import single_precision
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.pca import fit_basis, fit_moments
 from blendem.prior.stamps import prepare_stamps
-from blendem.prior.train import TrainingError
+from blendem.prior.train import Evaluation, TrainingError, evaluate, training_set
 
 BANDS, SIDE = ("g", "i"), 9
 
@@ -80,7 +81,7 @@ def test_the_prior_comes_with_its_card_and_curve(script, folder, capsys):
     assert len(card["stamps_sha256"]) == 64 and card["device"] and card["seconds"] > 0
     assert [e["step"] for e in card["validation"]] == [4, 8, 12]
     curve = pd.read_csv(folder / "00.csv")
-    assert list(curve["step"]) == [4, 8, 12]
+    assert list(curve["step"]) == [4, 8, 12] and (curve["kind"] == "network").all()
     best = [e["held_out"] for e in card["validation"]]
     np.testing.assert_allclose(curve["held_out"], best)
     np.testing.assert_allclose(
@@ -88,6 +89,26 @@ def test_the_prior_comes_with_its_card_and_curve(script, folder, capsys):
     )
     assert not (folder / "checkpoints" / "00.ckpt").exists()
     assert "12/12" in capsys.readouterr().err  # the progress bar
+
+
+def test_without_a_network_the_prior_is_the_mixture(script, folder, capsys):
+    path = run(script("train_prior"), folder, network=None)
+    prior, card = read_prior(path)
+    assert prior.network is None and len(prior.mixture.weights) == 3
+    assert "network" not in card and "training" not in card
+    curve = pd.read_csv(folder / "00.csv")
+    assert (curve["kind"] == "mixture").all() and curve["step"].iloc[-1] == 30
+    # EM raises the density of the galaxies that it is fitted to, at every iteration.
+    assert (np.diff(curve["train_loss"]) < 0).all()
+    kept = curve["held_out"].min()
+    again = run(script("train_prior"), folder, "again", network=None)
+    assert_same(read_prior(again)[0], prior)
+    e = training_set(prior.gaussian, np.load(folder / "0.npy"), 3)
+    ratio, _ = evaluate(
+        None, single_precision(prior.mixture), e, 0.3, key=jax.random.key(0)
+    )
+    assert 0 < kept < 1 and np.mean(ratio) < 1
+    assert "30/30" in capsys.readouterr().err
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_prior(
@@ -131,7 +152,8 @@ def spoil(module, monkeypatch, rows):
         return eqx.tree_at(lambda d: d.e, data, data.e.at[rows, 0].set(np.inf))
 
     plain = MixturePrior.of([1.0], np.zeros((1, 3)), np.ones(1))
-    monkeypatch.setattr(module, "fit_mixture", lambda *_: plain)
+    history = [Evaluation(1, 0.0, 1.0, 1.0, (1.0,) * 5, (0.0,) * 5)]
+    monkeypatch.setattr(module, "_fit_mixture", lambda *_: (plain, history))
     monkeypatch.setattr(module, "training_set", bad)
 
 

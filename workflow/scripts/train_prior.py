@@ -1,11 +1,15 @@
-"""Train the denoiser of the first prior; a training that was killed goes on."""
+"""Fit the first prior: a mixture of Gaussians and, if asked for, a network that corrects it.
+
+A training of the network that was killed goes on.
+"""
 
 import hashlib
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,8 +22,10 @@ from blendem.io.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from blendem.io.priors import gaussian_of, read_prior, tier_of, write_prior
 from blendem.io.table import InputError
 from blendem.logs import configure_logging
+from blendem.precision import single_precision
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.network import LatentNetwork
 from blendem.prior.stamps import prepare_stamps
@@ -29,6 +35,8 @@ from blendem.prior.train import (
     Settings,
     State,
     TrainingError,
+    TrainingSet,
+    evaluate,
     start,
     train,
     training_set,
@@ -38,7 +46,9 @@ from blendem.rng import stage_key, stage_rng
 LOG = logging.getLogger(__name__)
 # Part and number of the stamps that nothing is trained on; as many teach the variance head.
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000
-MIXTURE_ROWS, MIXTURE_ITERATIONS = 40000, 30
+# Of EM; it is looked at after as many iterations, and at its end.
+MIXTURE_ROWS, MIXTURE_ITERATIONS, MIXTURE_LOOK = 60000, 30, 3
+CURVE = ["kind", "step", "seconds", "train_loss", "held_out"]
 
 
 def main(
@@ -66,7 +76,7 @@ def main(
             gaussian, stamps, checkpoint, config, reference_band, seed
         )
         card = card | made
-        _write_curve(curve, history)
+        _write_curve(curve, history, "mixture" if config.network is None else "network")
     if tier_of(prior) != config.tier:
         raise InputError(
             f"{config.start}: a prior of tier {tier_of(prior)}, prior.tier is"
@@ -84,12 +94,7 @@ def _train(
     reference_band: str,
     seed: int,
 ) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
-    """Train with checkpoints and a progress bar."""
-    settings = Settings(
-        **config.train.model_dump(),
-        amplitude_jitter=config.amplitude_jitter,
-        bfloat16=jax.default_backend() == "gpu",
-    )
+    """The mixture, then the network if there is to be one."""
     images = [np.load(path) for path in stamps]
     for path, part in zip(stamps, images, strict=True):
         if bad := int((~np.isfinite(part).all(axis=(1, 2, 3))).sum()):
@@ -117,41 +122,97 @@ def _train(
     order = stage_rng(seed, "train_prior").permutation(len(images))
     n = max(1, min(int(HELD_OUT * len(images)), MOST_HELD_OUT))
     size = min(config.latent, len(gaussian.mean))
-    held_out, spread, data = (
-        training_set(gaussian, images[rows], size)
-        for rows in (order[:n], order[n : 2 * n], order[2 * n :])
+    parts = [n]
+    if config.network is not None:
+        parts.append(2 * n)  # galaxies for the variance head
+    held_out, *spread, data = (
+        training_set(gaussian, images[rows], size) for rows in np.split(order, parts)
     )
     one, two, three = jax.random.split(stage_key(seed, "train_prior"), 3)
-    begin = time.perf_counter()
-    mixture = fit_mixture(
-        data.draw(MIXTURE_ROWS, settings.amplitude_jitter, key=three),
-        config.components,
-        MIXTURE_ITERATIONS,
-    )
-    mixture_seconds = time.perf_counter() - begin
-    LOG.info("mixture of %d: %.1f s", config.components, mixture_seconds)
+    rows = data.draw(MIXTURE_ROWS, config.amplitude_jitter, key=three)
+    mixture, history = _fit_mixture(rows, held_out, config)
+    card = {
+        "stamps": len(images),
+        "stamps_sha256": digest,
+        "held_out": n,
+        "mixture": {"rows": MIXTURE_ROWS, "iterations": MIXTURE_ITERATIONS},
+        "mixture_seconds": history[-1].seconds,
+        "levels": list(HELD_OUT_LEVELS),
+        "validation": [e._asdict() for e in history],
+        "seconds": history[-1].seconds,
+        "device": jax.devices()[0].device_kind,
+    }
+    if config.network is None:
+        return LatentPrior(gaussian, mixture), history, card
     network = LatentNetwork(size, config.network.width, config.network.blocks, key=one)
+    settings = Settings(
+        **config.train.model_dump(),
+        amplitude_jitter=config.amplitude_jitter,
+        bfloat16=jax.default_backend() == "gpu",
+    )
+    card |= {
+        "training": settings._asdict(),
+        "network": config.network.model_dump(),
+    }
     state = start(network, settings, key=two)
+
+    def result(state: State, history: list[Evaluation]):
+        more = {
+            "validation": [e._asdict() for e in history],
+            "seconds": float(state.seconds) + card["mixture_seconds"],
+        }
+        return LatentPrior(gaussian, mixture, state.best), history, card | more
+
+    return _train_network(
+        state, mixture, (data, *spread, held_out), settings, checkpoint, result
+    )
+
+
+def _fit_mixture(
+    rows: jax.Array, held_out: TrainingSet, config: PriorConfig
+) -> tuple[MixturePrior, list[Evaluation]]:
+    """Fit with a progress bar; the mixture of lowest held-out error is kept."""
+    history, best, begin = [], [], time.perf_counter()
+    # Always the same galaxies and noise.
+    check = jax.random.key(0)
+    with tqdm(total=MIXTURE_ITERATIONS, desc="mixture", file=sys.stderr) as bar:
+
+        def watch(number: int, score: float, mixture: MixturePrior) -> None:
+            bar.update()
+            if number % MIXTURE_LOOK and number < MIXTURE_ITERATIONS:
+                return
+            seconds = time.perf_counter() - begin
+            ratio, nll = evaluate(
+                None,
+                single_precision(mixture),
+                held_out,
+                config.amplitude_jitter,
+                key=check,
+            )
+            mean = float(np.mean(ratio))
+            if mean <= min((e.held_out for e in history), default=np.inf):
+                best[:] = [mixture]
+            history.append(Evaluation(number, seconds, -score, mean, ratio, nll))
+            LOG.info("%s", history[-1])
+
+        fit_mixture(rows, config.components, MIXTURE_ITERATIONS, watch)
+    return best[0], history
+
+
+def _train_network(
+    state: State,
+    mixture: MixturePrior,
+    sets: tuple[TrainingSet, TrainingSet, TrainingSet],
+    settings: Settings,
+    checkpoint: Path,
+    result: Callable[[State, list[Evaluation]], tuple],
+) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
+    """Train with checkpoints and a progress bar."""
+    data, spread, held_out = sets
     mark = fingerprint(settings._asdict(), mixture, data, spread, held_out, state)
     state, history = load_checkpoint(checkpoint, state, mark)
     if history:
         LOG.info("goes on after step %d", history[-1].step)
-
-    def result(state: State) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
-        card = {
-            "stamps": len(images),
-            "stamps_sha256": digest,
-            "held_out": n,
-            "training": settings._asdict(),
-            "network": config.network.model_dump(),
-            "mixture_seconds": mixture_seconds,
-            "levels": list(HELD_OUT_LEVELS),
-            "validation": [e._asdict() for e in history],
-            "seconds": float(state.seconds),
-            "device": jax.devices()[0].device_kind,
-        }
-        return LatentPrior(gaussian, mixture, state.best), history, card
-
     bar = tqdm(total=settings.steps, initial=int(state.step), file=sys.stderr)
     with bar:
         try:
@@ -166,19 +227,25 @@ def _train(
             if not history:
                 raise
             kept = checkpoint.with_name("last_good.eqx")
-            prior, _, card = result(state)
+            prior, _, card = result(state, history)
             write_prior(kept, prior, card)
             raise TrainingError(
                 f"{error} The best weights up to step {int(state.step)} are in {kept},"
                 " a prior that prior.start can name."
             ) from error
     LOG.info("stopped after step %d, %.1f s", int(state.step), float(state.seconds))
-    return result(state)
+    return result(state, history)
 
 
-def _write_curve(path: Path, history: list[Evaluation]) -> None:
+def _write_curve(
+    path: Path,
+    history: list[Evaluation],
+    kind: Literal["mixture", "network"] = "mixture",
+) -> None:
+    """Held-out losses; steps are iterations of EM, or of the optimizer."""
     rows = [
         {
+            "kind": kind,
             "step": e.step,
             "seconds": e.seconds,
             "train_loss": e.train_loss,
@@ -188,8 +255,9 @@ def _write_curve(path: Path, history: list[Evaluation]) -> None:
         | {f"nll_{s:g}": v for s, v in zip(HELD_OUT_LEVELS, e.nll, strict=True)}
         for e in history
     ]
-    columns = ["step", "seconds", "train_loss", "held_out"]
-    columns += [f"{name}_{s:g}" for name in ("ratio", "nll") for s in HELD_OUT_LEVELS]
+    columns = CURVE + [
+        f"{name}_{s:g}" for name in ("ratio", "nll") for s in HELD_OUT_LEVELS
+    ]
     with atomic_path(path) as temporary:
         pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
 

@@ -184,27 +184,28 @@ def _moments(prior, e_t, sigma, settings):
     return prior.denoise_latent(e_t, sigma)
 
 
-def _noise(variance, key, like):
-    """Normal deviates of these variances or covariances."""
-    xi = jax.random.normal(key, like.shape, like.dtype)
-    if variance.ndim == xi.ndim:
-        return jnp.sqrt(variance) * xi
-    return jnp.einsum("...ij,...j->...i", jnp.linalg.cholesky(variance), xi)
+def _draw(prior, e_t, sigma, settings, key):
+    """Draw of e given e_t, without data, and its variances or covariances."""
+    if settings.covariance == "full" and hasattr(prior, "draw_full"):
+        return prior.draw_full(e_t, sigma, key)
+    mean, variance = prior.denoise_latent(e_t, sigma)
+    xi = jax.random.normal(key, e_t.shape, e_t.dtype)
+    return mean + jnp.sqrt(variance) * xi, variance
 
 
 def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
     """Posterior mean of e given e_t and the data; with a key, a draw instead."""
-    mean, variance = _moments(prior, e_t, sigma, settings)
-    draws = len(e_t)
-    mean = mean.reshape(draws, -1)
-    white = 0.0
-    if key is not None:
+    draws, white = len(e_t), 0.0
+    if key is None:
+        before, variance = _moments(prior, e_t, sigma, settings)
+    else:
         one, two = jax.random.split(key)
-        mean = mean + _noise(variance, one, e_t).reshape(mean.shape)
-        white = jax.random.normal(two, (draws, len(target)), mean.dtype)
-    rhs = target[None] - mean @ factor + white
+        before, variance = _draw(prior, e_t, sigma, settings, one)
+        white = jax.random.normal(two, (draws, len(target)), e_t.dtype)
+    before = before.reshape(draws, -1)
+    rhs = target[None] - before @ factor + white
     a, *notes = _solve(variance, factor, rhs, settings)
-    return (mean + _spread(variance, a @ factor.T)).reshape(e_t.shape), notes
+    return (before + _spread(variance, a @ factor.T)).reshape(e_t.shape), notes
 
 
 def _ahead(e, mean, before, first_step, sigma, lower):
@@ -411,9 +412,8 @@ def _unconditional(prior, levels, n, settings, key):
         sigma, lower, key = inputs
         if settings.predictor == "draw":
             one, two = jax.random.split(key)
-            mean, variance = _moments(prior, e, sigma, settings)
-            e_0 = mean + _noise(variance, one, e)
-            e = _bridge(e, e_0, sigma, lower, two)
+            mean, _ = _draw(prior, e, sigma, settings, one)
+            e = _bridge(e, mean, sigma, lower, two)
         else:
             mean, _ = prior.denoise_latent(e, sigma)
             e = _ahead(e, mean, before, first_step, sigma, lower)
@@ -422,8 +422,7 @@ def _unconditional(prior, levels, n, settings, key):
     start = (e, jnp.zeros_like(e), jnp.ones((), bool))
     keys = jax.random.split(loop, len(levels) - 1)
     (e, _, _), _ = jax.lax.scan(step, start, (levels[:-1], levels[1:], keys))
-    mean, variance = _moments(prior, e, levels[-1], settings)
-    return mean + _noise(variance, last, e)
+    return _draw(prior, e, levels[-1], settings, last)[0]
 
 
 def _pad(likelihoods: Sequence[LatentLikelihood], shape: tuple[int, int]):

@@ -71,7 +71,7 @@ def read_prior(path: str | Path) -> tuple[Prior, dict[str, Any]]:
             raise InputError(
                 f"{path}: damaged, it goes on after the last weight; train the prior again"
             )
-    if not isinstance(prior, GaussianPrior):
+    if getattr(prior, "network", None) is not None:
         network = jax.tree.map(jnp.asarray, prior.network)
         prior = eqx.tree_at(lambda p: p.network, prior, network)
     return prior, header["card"]
@@ -148,11 +148,14 @@ def _network_header(prior: Prior) -> dict[str, Any]:
     if isinstance(prior, GaussianPrior):
         return {}
     network = prior.network
-    names, sizes = ("width", "blocks", "modes"), {}
+    names, sizes = (), {}
     if isinstance(prior, UNetPrior):
         names = ("channels", "patch", "blocks")
     if isinstance(prior, LatentPrior):
-        sizes = {"components": len(prior.mixture.weights)}
+        sizes = {"components": len(prior.mixture.weights), "modes": prior.n_latent}
+        names = ("width", "blocks")
+        if network is None:
+            return sizes
     leaf = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))[0]
     sizes |= {name: getattr(network, name) for name in names}
     return sizes | {"dtype": str(leaf.dtype)}
@@ -185,6 +188,9 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
             dtype=sizes["dtype"],
         )
     if header["tier"] == "latent":
+        mixture = _mixture_like(sizes["components"], sizes["modes"])
+        if "width" not in sizes:
+            return LatentPrior(gaussian, mixture)
         shapes = eqx.filter_eval_shape(
             LatentNetwork,
             sizes["modes"],
@@ -194,7 +200,7 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
         )
         return LatentPrior(
             gaussian,
-            _mixture_like(sizes["components"], sizes["modes"]),
+            mixture,
             jax.tree.map(lambda x: np.zeros(x.shape, sizes["dtype"]), shapes),
         )
     raise InputError(

@@ -14,7 +14,8 @@ def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
 
     Args:
         axes: Two.
-        curve: `step`, `train_loss`, `held_out` and `ratio_<sigma>` of every evaluation.
+        curve: `kind` ("mixture" or "network"), `step`, `train_loss`, `held_out` and
+            `ratio_<sigma>` of every evaluation.
 
     Returns:
         The training curve, the held-out curve, and one line per noise level.
@@ -22,12 +23,15 @@ def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
     levels = sorted(
         float(c.removeprefix("ratio_")) for c in curve if c.startswith("ratio_")
     )
-    step = curve["step"] / 1000
+    network = (curve["kind"] == "network").all()
+    step = curve["step"] / (1000 if network else 1)
+    label = "step [1000]" if network else "iteration of EM"
     loss, ratio = axes
-    # The training loss has the variance head's term in it: a scale of its own.
+    # The training loss is no squared error: a scale of its own.
     (trained,) = loss.plot(step, curve["train_loss"], color=GREY, marker=".")
-    loss.set(xlabel="step [1000]")
-    loss.set_ylabel("training loss, both heads", color=GREY)
+    loss.set(xlabel=label)
+    name = "training loss, both heads" if network else "training loss [nat per galaxy]"
+    loss.set_ylabel(name, color=GREY)
     other = loss.twinx()
     (held,) = other.plot(step, curve["held_out"], color=BLUE, marker=".")
     best = int(np.argmin(curve["held_out"]))
@@ -48,10 +52,10 @@ def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
     colors = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.0, 0.85, len(levels)))
     for sigma, color in zip(levels, colors, strict=True):
         values = curve[f"ratio_{sigma:g}"]
-        label = rf"$\sigma$ = {sigma:g}"
-        lines += ratio.plot(step, values, color=color, marker=".", label=label)
+        name = rf"$\sigma$ = {sigma:g}"
+        lines += ratio.plot(step, values, color=color, marker=".", label=name)
     ratio.axhline(1, color="black", lw=0.6, ls="--")
-    ratio.set(xlabel="step [1000]", ylabel="held-out squared error / Wiener's")
+    ratio.set(xlabel=label, ylabel="held-out squared error / Wiener's")
     low = min(float(curve[f"ratio_{s:g}"].min()) for s in levels)
     ratio.set_yscale("log")
     ticks = [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if t > 0.8 * low]

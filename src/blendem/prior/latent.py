@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.mixture import MixturePrior
@@ -31,13 +31,13 @@ class LatentPrior(eqx.Module):
 
     Attributes:
         gaussian: Basis, and the moments that whiten z.
-        mixture: Mixture of Gaussians of the first coordinates e, whose denoiser is corrected.
-        network: Correction and variance heads.
+        mixture: Mixture of Gaussians of the first coordinates e.
+        network: Corrects the mean and the variances of its denoiser; None: the mixture alone.
     """
 
     gaussian: GaussianPrior
     mixture: MixturePrior
-    network: LatentNetwork
+    network: LatentNetwork | None = None
 
     @property
     def basis(self) -> Basis:
@@ -74,6 +74,8 @@ class LatentPrior(eqx.Module):
 
         Variances are those of `denoise_latent`, correlations those of the mixture.
         """
+        if self.network is None:
+            return self.mixture.denoise_full(e_t, sigma)
         flat = e_t.reshape(-1, e_t.shape[-1])
         mean, covariance = self.mixture.denoise_full(flat, sigma)
         identity = jnp.eye(e_t.shape[-1], dtype=e_t.dtype)
@@ -84,14 +86,30 @@ class LatentPrior(eqx.Module):
         covariance = factor[:, :, None] * covariance * factor[:, None, :]
         return mean.reshape(e_t.shape), covariance.reshape(*e_t.shape, e_t.shape[-1])
 
+    def draw_full(
+        self, e_t: Float[Array, "*n latent"], sigma: Float[Array, ""], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "*n latent"], Float[Array, "*n latent latent"]]:
+        """Draw of the first coordinates given `e_t`, and their covariance.
+
+        With a network, whose corrected moments belong to no mixture, it is Gaussian.
+        """
+        if self.network is None:
+            return self.mixture.draw_full(e_t, sigma, key)
+        mean, covariance = self.denoise_full(e_t, sigma)
+        xi = jax.random.normal(key, e_t.shape, e_t.dtype)
+        lower = jnp.linalg.cholesky(covariance)
+        return mean + jnp.einsum("...ij,...j->...i", lower, xi), covariance
+
 
 def denoise(
     mixture: MixturePrior,
-    network: LatentNetwork,
+    network: LatentNetwork | None,
     e_t: Float[Array, "n latent"],
     sigma: Float[Array, "*row"],
 ) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
     """Mean and variance, for rows at one noise level or at one each."""
+    if network is None:
+        return mixture.denoise_latent(e_t, sigma)
     return _correct(network, e_t, *skip(mixture, e_t, sigma), sigma)
 
 
@@ -112,7 +130,7 @@ def skip(
     e_t: Float[Array, "n latent"],
     sigma: Float[Array, "*row"],
 ) -> tuple[Float[Array, "n latent"], Float[Array, "n latent"]]:
-    """What the mixture says; no variance below a part of Wiener's."""
+    """What the network corrects: the mixture's answer, no variance below a part of Wiener's."""
     mean, variance = mixture.denoise_latent(e_t, sigma)
     return mean, variance + _floor(jnp.asarray(sigma).reshape(-1, 1))
 

@@ -120,9 +120,7 @@ class MixturePrior(eqx.Module):
         is the linear-Gaussian update in its own eigenbasis.
         """
         weights, means, narrow = self._given(e_t, sigma)
-        vectors = jnp.asarray(self.vectors)
-        covariances = (vectors * narrow[0][:, None, :]) @ vectors.transpose(0, 2, 1)
-        return weights, means, covariances
+        return weights, means, self._covariances(narrow)
 
     def _given(self, e_t, sigma):
         """Weights, means, and variances along the eigenvectors `(1 or row, c, mode)`."""
@@ -162,12 +160,40 @@ class MixturePrior(eqx.Module):
     ) -> tuple[Float[Array, "*n mode"], Float[Array, "*n mode mode"]]:
         """Mean and full covariance of e given `e_t = e + sigma n`, exact."""
         flat = e_t.reshape(-1, e_t.shape[-1])
-        weights, means, covariances = self.moments(flat, sigma)
-        mean = jnp.einsum("nc,ncd->nd", weights, means)
-        step = (means - mean[:, None, :]) * jnp.sqrt(weights)[:, :, None]
-        full = weights @ covariances.reshape(len(covariances), -1)
-        full = full.reshape(-1, *covariances.shape[1:]) + step.transpose(0, 2, 1) @ step
+        mean, full = _mean_covariance(*self.moments(flat, sigma))
         return mean.reshape(e_t.shape), full.reshape(*e_t.shape, e_t.shape[-1])
+
+    def draw_full(
+        self, e_t: Float[Array, "*n mode"], sigma: Float[Array, ""], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "*n mode"], Float[Array, "*n mode mode"]]:
+        """Draw of e given `e_t = e + sigma n`, and its full covariance, both exact.
+
+        Not a Gaussian draw: a component is drawn first.
+        """
+        flat = e_t.reshape(-1, e_t.shape[-1])
+        one, two = jax.random.split(key)
+        weights, means, narrow = self._given(flat, sigma)
+        _, full = _mean_covariance(weights, means, self._covariances(narrow))
+        chosen = jax.random.categorical(one, jnp.log(weights))
+        xi = jax.random.normal(two, flat.shape, flat.dtype)
+        xi = xi * jnp.sqrt(narrow[0])[chosen]
+        step = jnp.einsum("nij,nj->ni", jnp.asarray(self.vectors)[chosen], xi)
+        draw = jnp.take_along_axis(means, chosen[:, None, None], axis=1)[:, 0] + step
+        return draw.reshape(e_t.shape), full.reshape(*e_t.shape, e_t.shape[-1])
+
+    def _covariances(self, narrow):
+        """Of the components, from variances along their eigenvectors at one sigma."""
+        vectors = jnp.asarray(self.vectors)
+        return (vectors * narrow[0][:, None, :]) @ vectors.transpose(0, 2, 1)
+
+
+def _mean_covariance(weights, means, covariances):
+    """Of the mixture, one per row."""
+    mean = jnp.einsum("nc,ncd->nd", weights, means)
+    step = (means - mean[:, None, :]) * jnp.sqrt(weights)[:, :, None]
+    full = weights @ covariances.reshape(len(covariances), -1)
+    full = full.reshape(-1, *covariances.shape[1:]) + step.transpose(0, 2, 1) @ step
+    return mean, full
 
 
 class MixturePosterior(NamedTuple):

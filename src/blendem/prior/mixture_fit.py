@@ -1,5 +1,7 @@
 """Fit of a mixture of Gaussians to coordinates of galaxies, by expectation-maximization."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,10 @@ MINIMUM = 1e-3  # rows that a component stands for at least
 
 
 def fit_mixture(
-    e: Float[np.ndarray | Array, "row latent"], components: int, iterations: int
+    e: Float[np.ndarray | Array, "row latent"],
+    components: int,
+    iterations: int,
+    watch: Callable[[int, float, MixturePrior], None] | None = None,
 ) -> MixturePrior:
     """Fit full covariances by EM (Dempster, Laird & Rubin 1977).
 
@@ -24,6 +29,8 @@ def fit_mixture(
         e: Whitened coordinates.
         components: Number of Gaussians.
         iterations: Of EM.
+        watch: Called after every iteration with its number, the mean log density of the rows
+            before it, up to a constant, and the mixture after it.
 
     Raises:
         ValueError: If there are fewer rows than components.
@@ -38,13 +45,19 @@ def fit_mixture(
     length = np.asarray(jnp.sum(e**2, axis=1))
     shell = np.argsort(np.argsort(length)) * components // len(length)
     state = _maximise(e, jax.nn.one_hot(shell, components))
-    for _ in range(iterations):
+    for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
+        if not np.isfinite(float(score)):
+            raise FloatingPointError(
+                "the mixture of Gaussians diverged; look for stamps that are not finite"
+            )
         state = _maximise(e, responsibility)
-    if iterations and not np.isfinite(float(score)):
-        raise FloatingPointError(
-            "the mixture of Gaussians diverged; look for stamps that are not finite"
-        )
+        if watch is not None:
+            watch(number, float(score), _mixture(state))
+    return _mixture(state)
+
+
+def _mixture(state):
     weights, centers, lower = (np.asarray(x, float) for x in state)
     return MixturePrior.of(weights, centers, lower @ lower.transpose(0, 2, 1))
 

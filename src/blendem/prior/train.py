@@ -247,7 +247,7 @@ def _evaluate(network, mixture, e, noise, sigma):
 
 
 def evaluate(
-    network: LatentNetwork,
+    network: LatentNetwork | None,
     mixture: MixturePrior,
     held_out: TrainingSet,
     jitter: float,
