@@ -15,7 +15,7 @@ from blendem.inference.sampler import (
     sample_prior,
 )
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.latent import LatentPrior
+from blendem.prior.latent import LatentPrior, fine_variances
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
 
@@ -90,6 +90,36 @@ def test_padding_to_a_size_changes_nothing(rng, key):
     _, w = draws_of(statistics, prior, key, rng)
     white = np.linalg.solve(exact.root, (w - exact.mean).T)
     assert np.abs(white.mean(axis=1)).max() < 4 * 0.044
+
+
+def test_last_coordinates_have_the_variances_of_their_component(rng, key):
+    """With one component all is Gaussian: its cholesky has columns of other lengths."""
+    prior = make_prior(rng)
+    white = MixturePrior.of([1.0], np.zeros((1, D - 2)), np.ones(1))
+    fine = np.array([[0.09, 4.0]])
+    statistics = problem(rng, 3, 0.1, prior, stars=(1,))[0]
+    columns = np.concatenate([np.ones(D - 2), np.sqrt(fine[0])])
+    exact = posterior(
+        statistics, GaussianPrior(prior.basis, prior.mean, prior.cholesky * columns)
+    )
+    _, w = draws_of(statistics, LatentPrior(prior, white, fine=fine), key, rng)
+    white = np.linalg.solve(exact.root, (w - exact.mean).T)
+    assert np.abs(white.mean(axis=1)).max() < 4 * 0.044
+    assert white.var(axis=1).mean() == pytest.approx(1, abs=0.06)
+    assert np.abs(white.var(axis=1) - 1).max() < 0.3
+
+
+def test_last_coordinates_of_prior_draws_follow_the_scale(rng, key):
+    prior = GaussianPrior.standard(make_prior(rng).basis)
+    n = D - 2
+    mixture = MixturePrior.of([0.5, 0.5], np.zeros((2, n)), [0.01, 400.0])
+    fine = np.array([[0.04, 0.04], [1.0, 9.0]])
+    drawn = LatentPrior(prior, mixture, fine=fine)
+    z = sample_prior(drawn, 4096, SamplerSettings(), key=key)
+    long = np.sum(z[:, :n] ** 2, axis=1) > 1.5
+    np.testing.assert_allclose(z[~long, n:].var(axis=0), fine[0], rtol=0.3)
+    np.testing.assert_allclose(z[long, n:].var(axis=0), fine[1], rtol=0.15)
+    np.testing.assert_allclose(fine_variances(mixture, z), fine, rtol=0.3)
 
 
 @pytest.mark.parametrize("n_latent", [D, D - 2])

@@ -37,7 +37,8 @@ def latent(rng, key, network=True):
         [0.3, 0.7], rng.normal(size=(2, 2)), np.stack([np.eye(2), 0.1 * np.eye(2)])
     )
     drawn = LatentNetwork(2, 8, 2, key=key) if network else None
-    return LatentPrior(gaussian(rng, True), mixture, drawn)
+    fine = None if network else rng.uniform(size=(2, 1))
+    return LatentPrior(gaussian(rng, True), mixture, drawn, fine)
 
 
 def unet(rng, key):

@@ -155,6 +155,7 @@ def spoil(module, monkeypatch, rows):
     history = [Evaluation(1, 0.0, 1.0, 1.0, (1.0,) * 5, (0.0,) * 5)]
     monkeypatch.setattr(module, "_fit_mixture", lambda *_: (plain, history))
     monkeypatch.setattr(module, "training_set", bad)
+    monkeypatch.setattr(module, "fine_variances", lambda *_: np.ones((1, 1)))
 
 
 def test_nan_stops_the_training_and_the_last_good_weights_are_kept(

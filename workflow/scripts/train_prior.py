@@ -24,7 +24,7 @@ from blendem.io.table import InputError
 from blendem.logs import configure_logging
 from blendem.precision import single_precision
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.latent import LatentPrior
+from blendem.prior.latent import LatentPrior, fine_variances
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.network import LatentNetwork
@@ -125,12 +125,14 @@ def _train(
     parts = [n]
     if config.network is not None:
         parts.append(2 * n)  # galaxies for the variance head
-    held_out, *spread, data = (
-        training_set(gaussian, images[rows], size) for rows in np.split(order, parts)
-    )
+    *checks, taught = np.split(order, parts)
+    held_out, *spread = (training_set(gaussian, images[rows], size) for rows in checks)
+    whole = training_set(gaussian, images[taught])
+    data = TrainingSet(whole.e[:, :size], whole.dark[:size])
     one, two, three = jax.random.split(stage_key(seed, "train_prior"), 3)
-    rows = data.draw(MIXTURE_ROWS, config.amplitude_jitter, key=three)
-    mixture, history = _fit_mixture(rows, held_out, config)
+    rows = whole.draw(MIXTURE_ROWS, config.amplitude_jitter, key=three)
+    mixture, history = _fit_mixture(rows[:, :size], held_out, config)
+    fine = fine_variances(mixture, rows) if size < rows.shape[1] else None
     card = {
         "stamps": len(images),
         "stamps_sha256": digest,
@@ -143,7 +145,7 @@ def _train(
         "device": jax.devices()[0].device_kind,
     }
     if config.network is None:
-        return LatentPrior(gaussian, mixture), history, card
+        return LatentPrior(gaussian, mixture, fine=fine), history, card
     network = LatentNetwork(size, config.network.width, config.network.blocks, key=one)
     settings = Settings(
         **config.train.model_dump(),
@@ -161,7 +163,7 @@ def _train(
             "validation": [e._asdict() for e in history],
             "seconds": float(state.seconds) + card["mixture_seconds"],
         }
-        return LatentPrior(gaussian, mixture, state.best), history, card | more
+        return LatentPrior(gaussian, mixture, state.best, fine), history, card | more
 
     return _train_network(
         state, mixture, (data, *spread, held_out), settings, checkpoint, result

@@ -50,7 +50,7 @@ def galaxy_likelihood(
     Raises:
         ValueError: If the statistics are not finite.
     """
-    H, b, r2 = _whitened(statistics, prior)
+    H, b, r2, _ = _whitened(statistics, prior)
     sampled = sampled_unknowns(statistics, prior)
     H_g, b_g = H[np.ix_(sampled, sampled)], b[sampled]
     if not sampled.all():
@@ -96,7 +96,10 @@ def sampled_unknowns(
 
 
 def _whitened(statistics, prior):
-    """H, b and r2 with every galaxy in coordinates e, `z = mean + cholesky e`."""
+    """H, b, r2 in coordinates that are N(0, 1) a priori, and their deviations s.
+
+    For galaxies `z = mean + cholesky s e`; s is 1 but for the last coordinates.
+    """
     H, b = statistics.H, statistics.b
     if not (np.isfinite(H).all() and np.isfinite(b).all()):
         raise ValueError("the statistics of the blend are not finite")
@@ -106,7 +109,30 @@ def _whitened(statistics, prior):
     factor = np.asarray(prior.cholesky, float).T
     b_e = apply_prior((b - pull)[:, None], statistics, factor)[:, 0]
     H_e = apply_prior(apply_prior(H, statistics, factor).T, statistics, factor)
-    return 0.5 * (H_e + H_e.T), b_e, r2
+    H_e = 0.5 * (H_e + H_e.T)
+    scale = _fine_scale(statistics, prior, H_e, b_e)
+    return scale[:, None] * H_e * scale, scale * b_e, r2, scale
+
+
+def _fine_scale(statistics, prior, H, b):
+    """Deviations of all unknowns, `(unknown,)`: 1 but for the last coordinates of galaxies.
+
+    They follow the scale of the galaxy, which its first coordinates tell: those of the
+    Gaussian posterior. As amplitudes, this takes the data to choose the prior; what it chooses
+    is how broad unobservable detail is.
+    """
+    scale = np.ones(len(b))
+    if getattr(prior, "fine", None) is None:
+        return scale
+    lower = scipy.linalg.cho_factor(np.eye(len(b)) + H, lower=True)
+    e = scipy.linalg.cho_solve(lower, b)
+    n = len(statistics.is_star)
+    galaxy = ~np.asarray(statistics.is_star, bool)
+    e = e[: n * statistics.n_modes].reshape(n, -1)[galaxy, : prior.n_latent]
+    blocks = np.ones((n, statistics.n_modes))
+    blocks[galaxy, prior.n_latent :] = prior.fine_deviation(e)
+    scale[: n * statistics.n_modes] = blocks.ravel()
+    return scale
 
 
 def _nuisance_factor(H, sampled):
@@ -126,7 +152,7 @@ def complete_draws(
     The conditional is exact: `N((1 + H_nn)^-1 (b_n - H_ng e), (1 + H_nn)^-1)`. Without
     `rng` its mean is given instead of a draw.
     """
-    H, b, _ = _whitened(statistics, prior)
+    H, b, _, scale = _whitened(statistics, prior)
     sampled = sampled_unknowns(statistics, prior)
     w = np.zeros((len(e), len(b)))
     w[:, sampled] = np.asarray(e, float).reshape(len(e), -1)
@@ -140,4 +166,5 @@ def complete_draws(
             lower, half, lower=True, trans=1
         ).T
     cholesky = np.asarray(prior.cholesky, float)
-    return prior_mean(statistics, prior) + apply_prior(w.T, statistics, cholesky).T
+    moved = apply_prior((scale * w).T, statistics, cholesky).T
+    return prior_mean(statistics, prior) + moved

@@ -397,7 +397,10 @@ def sample_prior(
     low = single_precision(prior)
     e = _unconditional(low, jnp.asarray(levels, jnp.float32), n, settings, key)
     rest = jax.random.normal(jax.random.fold_in(key, 1), (n, len(prior.mean)))
-    e = np.concatenate([e, rest[:, prior.n_latent :]], axis=1).astype(float)
+    rest = np.asarray(rest[:, prior.n_latent :], float)
+    if isinstance(prior, LatentPrior):
+        rest = rest * prior.fine_deviation(e)
+    e = np.concatenate([e, rest], axis=1).astype(float)
     return np.asarray(prior.mean, float) + e @ np.asarray(prior.cholesky, float).T
 
 

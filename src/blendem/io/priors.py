@@ -153,6 +153,7 @@ def _network_header(prior: Prior) -> dict[str, Any]:
         names = ("channels", "patch", "blocks")
     if isinstance(prior, LatentPrior):
         sizes = {"components": len(prior.mixture.weights), "modes": prior.n_latent}
+        sizes["fine"] = prior.fine is not None
         names = ("width", "blocks")
         if network is None:
             return sizes
@@ -188,9 +189,11 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
             dtype=sizes["dtype"],
         )
     if header["tier"] == "latent":
-        mixture = _mixture_like(sizes["components"], sizes["modes"])
+        components, first = sizes["components"], sizes["modes"]
+        mixture = _mixture_like(components, first)
+        fine = np.zeros((components, d - first)) if sizes.get("fine") else None
         if "width" not in sizes:
-            return LatentPrior(gaussian, mixture)
+            return LatentPrior(gaussian, mixture, fine=fine)
         shapes = eqx.filter_eval_shape(
             LatentNetwork,
             sizes["modes"],
@@ -202,6 +205,7 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
             gaussian,
             mixture,
             jax.tree.map(lambda x: np.zeros(x.shape, sizes["dtype"]), shapes),
+            fine,
         )
     raise InputError(
         f"{path}: tier {header['tier']!r} is unknown to this version; use the version that"

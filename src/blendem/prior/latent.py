@@ -5,7 +5,8 @@ diffusion is isotropic in them. Galaxies of unit flux are a mixture of scales in
 ones have large coordinates, extended ones small. The denoiser is therefore that of a mixture
 of Gaussians, exact at every noise, and a network that adds what the mixture lacks. The first
 coordinates are the diffusion's; the last ones, fine detail that only bright galaxies show,
-stay N(0, 1) and are integrated out and drawn exactly (`inference.likelihood`).
+are Gaussian, with variances that follow the scale of the galaxy, and are integrated out and drawn
+exactly (`inference.likelihood`).
 """
 
 import equinox as eqx
@@ -24,6 +25,8 @@ DAMPING = 3.0
 LOG_VARIANCE_RANGE = (-8.0, 5.0)  # of the learned factor of the variance
 # Part of Wiener's variance below which the mixture is not believed to know an error.
 VARIANCE_FLOOR = 1e-2
+# Noise at which the components that a galaxy may belong to are told from its coordinates.
+FINE_SIGMA = 0.3
 
 
 class LatentPrior(eqx.Module):
@@ -33,11 +36,13 @@ class LatentPrior(eqx.Module):
         gaussian: Basis, and the moments that whiten z.
         mixture: Mixture of Gaussians of the first coordinates e.
         network: Corrects the mean and the variances of its denoiser; None: the mixture alone.
+        fine: Variances of the last coordinates in every component; None: 1.
     """
 
     gaussian: GaussianPrior
     mixture: MixturePrior
     network: LatentNetwork | None = None
+    fine: Float[Array | np.ndarray, "component fine"] | None = None
 
     @property
     def basis(self) -> Basis:
@@ -58,6 +63,15 @@ class LatentPrior(eqx.Module):
     def n_latent(self) -> int:
         """Number of coordinates e that a sampler moves; the rest of them is N(0, 1)."""
         return len(self.mixture.mean)
+
+    def fine_deviation(
+        self, e: Float[Array | np.ndarray, "n latent"]
+    ) -> Float[np.ndarray, "n fine"]:
+        """Standard deviations of the last coordinates, given the first ones."""
+        if self.fine is None:
+            return np.ones((len(e), len(self.mean) - self.n_latent))
+        weights = self.mixture.responsibilities(jnp.asarray(e), FINE_SIGMA)
+        return np.sqrt(np.asarray(weights, float) @ np.asarray(self.fine, float))
 
     def denoise_latent(
         self, e_t: Float[Array, "*n latent"], sigma: Float[Array, ""]
@@ -99,6 +113,16 @@ class LatentPrior(eqx.Module):
         xi = jax.random.normal(key, e_t.shape, e_t.dtype)
         lower = jnp.linalg.cholesky(covariance)
         return mean + jnp.einsum("...ij,...j->...i", lower, xi), covariance
+
+
+def fine_variances(
+    mixture: MixturePrior, e: Float[Array | np.ndarray, "row mode"]
+) -> Float[np.ndarray, "component fine"]:
+    """Mean square of the coordinates after the mixture's, in each of its components."""
+    n = len(mixture.mean)
+    weights = mixture.responsibilities(jnp.asarray(e)[:, :n], FINE_SIGMA)
+    weights = np.asarray(weights, float)
+    return weights.T @ np.asarray(e, float)[:, n:] ** 2 / weights.sum(axis=0)[:, None]
 
 
 def denoise(

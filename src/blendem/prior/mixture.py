@@ -107,6 +107,12 @@ class MixturePrior(eqx.Module):
         step = jnp.einsum("nij,nj->ni", jnp.asarray(self.vectors)[chosen], xi)
         return jnp.asarray(self.centers)[chosen] + step
 
+    def responsibilities(
+        self, e_t: Float[Array, "n mode"], sigma: float
+    ) -> Float[Array, "n component"]:
+        """Probabilities of the components given `e_t = e + sigma n`."""
+        return self._given(e_t, sigma)[0]
+
     def moments(
         self, e_t: Float[Array, "n mode"], sigma: Float[Array, ""]
     ) -> tuple[
