@@ -115,6 +115,13 @@ def test_defaults_of_the_training_are_those_of_the_library():
         assert value == getattr(defaults, name), name
 
 
+def test_training_without_a_network_is_refused():
+    with pytest.raises(ConfigError, match=r"prior.*train: nothing is trained"):
+        load_config({"prior": {"train": {"steps": 5}}})
+    config = load_config({"prior": {"network": {}, "train": {"steps": 5}}})
+    assert config.prior.network.width == 512 and config.prior.train.steps == 5
+
+
 def test_the_unet_tier_is_not_part_of_the_workflow():
     text = message({"prior": {"tier": "unet"}})
     assert "prior.tier: unet" in text and "use latent or gaussian" in text

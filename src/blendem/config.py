@@ -199,6 +199,16 @@ class PriorConfig(Section):
     )
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> "PriorConfig":
+        idle = self.tier == "latent" and self.network is None
+        if idle and self.train != TrainConfig():
+            raise ValueError(
+                "train: nothing is trained without a network; set `network: {}` for one of"
+                " default size, or leave `train` out"
+            )
+        return self
+
 
 class EMConfig(Section):
     """Improving the prior from the blended observations."""
