@@ -61,7 +61,7 @@ class LatentPrior(eqx.Module):
 
     @property
     def n_latent(self) -> int:
-        """Number of coordinates e that a sampler moves; the rest of them is N(0, 1)."""
+        """Number of coordinates e that a sampler moves; the rest is Gaussian."""
         return len(self.mixture.mean)
 
     def fine_deviation(
