@@ -92,7 +92,7 @@ def test_the_prior_comes_with_its_card_and_curve(script, folder, capsys):
 
 
 def test_without_a_network_the_prior_is_the_mixture(script, folder, capsys):
-    path = run(script("train_prior"), folder, network=None)
+    path = run(script("train_prior"), folder, network=None, train={})
     prior, card = read_prior(path)
     assert prior.network is None and len(prior.mixture.weights) == 3
     assert "network" not in card and "training" not in card
@@ -101,7 +101,7 @@ def test_without_a_network_the_prior_is_the_mixture(script, folder, capsys):
     # EM raises the density of the galaxies that it is fitted to, at every iteration.
     assert (np.diff(curve["train_loss"]) < 0).all()
     kept = curve["held_out"].min()
-    again = run(script("train_prior"), folder, "again", network=None)
+    again = run(script("train_prior"), folder, "again", network=None, train={})
     assert_same(read_prior(again)[0], prior)
     e = training_set(prior.gaussian, np.load(folder / "0.npy"), 3)
     ratio, _ = evaluate(
