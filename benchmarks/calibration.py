@@ -125,8 +125,8 @@ def closed_form(prior, statistics, record: Record, seed: int) -> None:
         errors.append(np.mean(white.mean(axis=1) ** 2) * DRAWS)
         variances.append(white.var(axis=1, ddof=1).mean())
         flux = d.e @ light
-        middle = mean.reshape(-1, one.n_modes) @ light
-        blocks = covariance.reshape(*(one.n_galaxies, one.n_modes) * 2)
+        middle = mean.reshape(-1, one.n_latent) @ light
+        blocks = covariance.reshape(*(one.n_galaxies, one.n_latent) * 2)
         sd = np.sqrt(np.einsum("kikj,ib,jb->kb", blocks, light, light, optimize=True))
         pulls.append((flux.mean(axis=0) - middle) / sd)
         chi2.append(np.mean(np.sum((one.target - e @ one.factor) ** 2, axis=1)))
@@ -178,7 +178,16 @@ def own_truth(
     """Truths from the learned prior itself, data from the real matrices: SBC and TARP."""
     real = run["statistics"][:most]
     count = np.array([len(s.is_star) for s in real])
-    z = sample_prior(prior, int(count.sum()), key=stage_key(seed, "own_truth"))
+    # Galaxies that a catalog would give the amplitudes that these blends have.
+    known = getattr(prior, "brightness", None) is not None
+    z = sample_prior(
+        prior,
+        int(count.sum()),
+        key=stage_key(seed, "own_truth"),
+        log_amplitude=np.concatenate([s.log_amplitude for s in real])
+        if known
+        else None,
+    )
     rng = stage_rng(seed, "own_truth")
     made = [
         observe(s, truth, rng)
@@ -331,13 +340,19 @@ def gibbs(prior, run: dict, record: Record, seed: int) -> None:
     settings = GibbsSettings()
     two = sample_gibbs(prior, likelihoods, DRAWS, settings, keys=keys)
     light = np.asarray(prior.basis.modes, float).sum((-2, -1))
-    light = (np.asarray(prior.cholesky).T @ light)[: prior.n_latent]
+    light = (np.asarray(prior.cholesky).T @ light)[: prior.n_modes]
     dark = np.asarray(prior.basis.mean, float).sum((-2, -1))
     dark = dark + np.asarray(prior.mean) @ np.asarray(prior.basis.modes, float).sum(
         (-2, -1)
     )
     flux = [
-        np.concatenate([(d.e @ light + dark).reshape(DRAWS, -1) for d in draws], axis=1)
+        np.concatenate(
+            [
+                (d.e[..., : prior.n_modes] @ light + dark).reshape(DRAWS, -1)
+                for d in draws
+            ],
+            axis=1,
+        )
         for draws in (one, two)
     ]
     mean, sd = ([f.mean(axis=0) for f in flux], [f.std(axis=0, ddof=1) for f in flux])

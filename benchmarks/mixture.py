@@ -152,7 +152,7 @@ def _full_covariance(prior, factor, target, levels, e, key):
 def full_covariance(prior, likelihood, key) -> np.ndarray:
     """Draws by moment matching with the full covariance, in double precision."""
     first, key = jax.random.split(key)
-    shape = (DRAWS, likelihood.n_galaxies, likelihood.n_modes)
+    shape = (DRAWS, likelihood.n_galaxies, likelihood.n_latent)
     levels = noise_levels(MAIN.steps, MAIN.sigma_max, MAIN.sigma_min)
     factor, target = jnp.asarray(likelihood.factor), jnp.asarray(likelihood.target)
     e = jax.random.normal(first, shape, factor.dtype)

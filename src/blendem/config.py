@@ -189,6 +189,11 @@ class PriorConfig(Section):
         description="sd of ln(flux) per band added in training; real colours are broader"
         " than any set of templates",
     )
+    brightness: bool = Field(
+        True,
+        description="whether shapes and colours depend on the magnitude, as they do in the"
+        " stamps; their magnitudes must be distributed as those of the galaxies in the fields",
+    )
     start: OptionalPath = Field(
         None, description="path of a prior to start from; null: train one from stamps"
     )

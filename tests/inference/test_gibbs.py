@@ -168,7 +168,7 @@ def test_impossible_settings_and_inputs_are_refused(rng, key):
     lik = galaxy_likelihood(problem(rng, 2, 0.1, prior)[0], prior)
     with pytest.raises(ValueError, match="0 < rho_min < rho_max"):
         couplings(GibbsSettings(rho_min=6.0))
-    with pytest.raises(ValueError, match=f"{D} modes, the prior has {D + 1}"):
+    with pytest.raises(ValueError, match=f"{D} coordinates, the prior has {D + 1}"):
         sample_gibbs(make_prior(rng, D + 1), [lik], 2, keys=[key])
     with pytest.raises(ValueError, match="1 blends, but 0 keys"):
         sample_gibbs(prior, [lik], 2, keys=[])

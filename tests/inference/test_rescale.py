@@ -61,6 +61,14 @@ def test_rescaled_statistics_are_those_of_other_amplitudes(prior, rng):
     np.testing.assert_allclose(moved.H, two.H, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(moved.b, two.b, rtol=1e-9, atol=1e-9)
     assert moved.r2 == pytest.approx(two.r2, rel=1e-9)
+    assert moved.log_amplitude is None
+
+
+def test_known_amplitudes_move_too(prior, rng):
+    one = statistics_of(prior.basis, [2.0, 5.0], rng.normal(size=50), 0.1, stars=(1,))
+    one = one._replace(log_amplitude=np.log([2.0, 5.0]))
+    moved = rescale(one, np.array([3.0, 3.0]), dark_coordinates(prior.basis))
+    np.testing.assert_allclose(np.exp(moved.log_amplitude), [6.0, 5.0])
 
 
 def test_stars_keep_their_amplitude(prior, rng):

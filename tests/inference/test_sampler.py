@@ -119,7 +119,8 @@ def test_last_coordinates_of_prior_draws_follow_the_scale(rng, key):
     long = np.sum(z[:, :n] ** 2, axis=1) > 1.5
     np.testing.assert_allclose(z[~long, n:].var(axis=0), fine[0], rtol=0.3)
     np.testing.assert_allclose(z[long, n:].var(axis=0), fine[1], rtol=0.15)
-    np.testing.assert_allclose(fine_variances(mixture, z), fine, rtol=0.3)
+    again = fine_variances(mixture, z[:, :n], z[:, n:])
+    np.testing.assert_allclose(again, fine, rtol=0.3)
 
 
 @pytest.mark.parametrize("n_latent", [D, D - 2])
@@ -161,7 +162,7 @@ def test_other_modes_and_missing_keys_are_refused(rng, key):
     prior = make_prior(rng)
     lik = galaxy_likelihood(problem(rng, 2, 0.1, prior)[0], prior)
     other = make_prior(rng, D + 1)
-    with pytest.raises(ValueError, match=f"{D} modes, the prior has {D + 1}"):
+    with pytest.raises(ValueError, match=f"{D} coordinates, the prior has {D + 1}"):
         sample(other, [lik], 2, keys=[key])
     with pytest.raises(ValueError, match="predictor must be one of"):
         sample(prior, [lik], 2, SamplerSettings(predictor="euler"), keys=[key])

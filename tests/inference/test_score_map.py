@@ -122,5 +122,5 @@ def test_impossible_settings_and_inputs_are_refused(rng):
     lik = galaxy_likelihood(problem(rng, 2, 0.1, prior)[0], prior)
     with pytest.raises(ValueError, match="0 < sigma_0 <= rho_max"):
         fit_score_map(prior, [lik], ScoreMapSettings(sigma_0=4.0))
-    with pytest.raises(ValueError, match=f"{D} modes, the prior has {D + 1}"):
+    with pytest.raises(ValueError, match=f"{D} coordinates, the prior has {D + 1}"):
         fit_score_map(make_prior(rng, D + 1), [lik])

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from blendem.config import PriorConfig
+from blendem.inference.sampler import sample_prior
 from blendem.io.priors import read_prior, write_prior
 from blendem.io.table import InputError
 from blendem.precision import single_precision
@@ -92,7 +93,8 @@ def test_the_prior_comes_with_its_card_and_curve(script, folder, capsys):
 
 
 def test_without_a_network_the_prior_is_the_mixture(script, folder, capsys):
-    path = run(script("train_prior"), folder, network=None, train={})
+    plain = {"network": None, "train": {}, "brightness": False}
+    path = run(script("train_prior"), folder, **plain)
     prior, card = read_prior(path)
     assert prior.network is None and len(prior.mixture.weights) == 3
     assert "network" not in card and "training" not in card
@@ -101,14 +103,36 @@ def test_without_a_network_the_prior_is_the_mixture(script, folder, capsys):
     # EM raises the density of the galaxies that it is fitted to, at every iteration.
     assert (np.diff(curve["train_loss"]) < 0).all()
     kept = curve["held_out"].min()
-    again = run(script("train_prior"), folder, "again", network=None, train={})
+    again = run(script("train_prior"), folder, "again", **plain)
     assert_same(read_prior(again)[0], prior)
-    e = training_set(prior.gaussian, np.load(folder / "0.npy"), 3)
+    e = training_set(prior.gaussian, np.load(folder / "0.npy")).first(3)
     ratio, _ = evaluate(
         None, single_precision(prior.mixture), e, 0.3, key=jax.random.key(0)
     )
     assert 0 < kept < 1 and np.mean(ratio) < 1
     assert "30/30" in capsys.readouterr().err
+
+
+def test_the_mixture_knows_how_bright_its_galaxies_are(script, folder):
+    path = run(script("train_prior"), folder, network=None, train={})
+    prior, _ = read_prior(path)
+    assert prior.n_latent == 4 and prior.n_modes == 3 and prior.fine.shape == (3, 1)
+    stamps = np.load(folder / "0.npy")
+    value = np.log(stamps[:, 1].sum((-2, -1), dtype=float))
+    mean, deviation = np.asarray(prior.brightness)
+    # Of the 108 galaxies that are not held out; jittered by 0.3.
+    assert mean == pytest.approx(value.mean(), abs=0.2)
+    assert deviation == pytest.approx(np.hypot(value.std(), 0.3), rel=0.1)
+    # Large blobs are bright: given the amplitude, draws have their size.
+    small, large = np.quantile(value, [0.1, 0.9])
+    z = sample_prior(
+        prior,
+        400,
+        key=jax.random.key(1),
+        log_amplitude=np.repeat([small, large], 200),
+    )
+    centre = np.asarray(prior.basis.decode(z))[:, 1, SIDE // 2, SIDE // 2]
+    assert np.median(centre[:200]) > 1.5 * np.median(centre[200:])
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_prior(
@@ -151,7 +175,7 @@ def spoil(module, monkeypatch, rows):
         data = make(*args)
         return eqx.tree_at(lambda d: d.e, data, data.e.at[rows, 0].set(np.inf))
 
-    plain = MixturePrior.of([1.0], np.zeros((1, 3)), np.ones(1))
+    plain = MixturePrior.of([1.0], np.zeros((1, 4)), np.ones(1))  # 3 modes, brightness
     history = [Evaluation(1, 0.0, 1.0, 1.0, (1.0,) * 5, (0.0,) * 5)]
     monkeypatch.setattr(module, "_fit_mixture", lambda *_: (plain, history))
     monkeypatch.setattr(module, "training_set", bad)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -112,9 +113,11 @@ def _train(
         )
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     # The same generator as `fit_basis`: galaxies have the colours of the moments.
-    images, _ = prepare_stamps(
+    reference = bands.index(reference_band)
+    flux = images[:, reference].sum((-2, -1), dtype=float)
+    images, used = prepare_stamps(
         images,
-        bands.index(reference_band),
+        reference,
         amplitude_jitter=0.0,
         colour_jitter=config.colour_jitter,
         rng=stage_rng(seed, "fit_basis"),
@@ -122,17 +125,35 @@ def _train(
     order = stage_rng(seed, "train_prior").permutation(len(images))
     n = max(1, min(int(HELD_OUT * len(images)), MOST_HELD_OUT))
     size = min(config.latent, len(gaussian.mean))
+    brightness, scale = None, None
+    if config.brightness:
+        # Catalogs have amplitudes with the errors of the jitter.
+        value = np.log(flux[used])
+        scale = np.array([value.mean(), np.hypot(value.std(), config.amplitude_jitter)])
+        brightness = (value - scale[0]) / scale[1]
+
+    def rows_of(chosen: np.ndarray) -> TrainingSet:
+        if brightness is None:
+            return training_set(gaussian, images[chosen])
+        return training_set(
+            gaussian, images[chosen], brightness[chosen], float(scale[1])
+        )
+
     parts = [n]
     if config.network is not None:
         parts.append(2 * n)  # galaxies for the variance head
     *checks, taught = np.split(order, parts)
-    held_out, *spread = (training_set(gaussian, images[rows], size) for rows in checks)
-    whole = training_set(gaussian, images[taught])
-    data = TrainingSet(whole.e[:, :size], whole.dark[:size])
+    held_out, *spread = (rows_of(rows).first(size) for rows in checks)
+    whole = rows_of(taught)
+    data = whole.first(size)
     one, two, three = jax.random.split(stage_key(seed, "train_prior"), 3)
     rows = whole.draw(MIXTURE_ROWS, config.amplitude_jitter, key=three)
-    mixture, history = _fit_mixture(rows[:, :size], held_out, config)
-    fine = fine_variances(mixture, rows) if size < rows.shape[1] else None
+    n_modes = len(gaussian.mean)
+    latent = jnp.concatenate([rows[:, :size], rows[:, n_modes:]], axis=1)
+    mixture, history = _fit_mixture(latent, held_out, config)
+    fine = None
+    if size < n_modes:
+        fine = fine_variances(mixture, latent, rows[:, size:n_modes])
     card = {
         "stamps": len(images),
         "stamps_sha256": digest,
@@ -145,8 +166,10 @@ def _train(
         "device": jax.devices()[0].device_kind,
     }
     if config.network is None:
-        return LatentPrior(gaussian, mixture, fine=fine), history, card
-    network = LatentNetwork(size, config.network.width, config.network.blocks, key=one)
+        return LatentPrior(gaussian, mixture, None, fine, scale), history, card
+    network = LatentNetwork(
+        latent.shape[1], config.network.width, config.network.blocks, key=one
+    )
     settings = Settings(
         **config.train.model_dump(),
         amplitude_jitter=config.amplitude_jitter,
@@ -163,7 +186,11 @@ def _train(
             "validation": [e._asdict() for e in history],
             "seconds": float(state.seconds) + card["mixture_seconds"],
         }
-        return LatentPrior(gaussian, mixture, state.best, fine), history, card | more
+        return (
+            LatentPrior(gaussian, mixture, state.best, fine, scale),
+            history,
+            card | more,
+        )
 
     return _train_network(
         state, mixture, (data, *spread, held_out), settings, checkpoint, result

@@ -254,7 +254,7 @@ def sample_gibbs(
     if len(keys) != len(likelihoods):
         raise ValueError(f"{len(likelihoods)} blends, but {len(keys)} keys")
     check_modes(prior, likelihoods)
-    shapes = [(n_draws, one.n_galaxies, one.n_modes) for one in likelihoods]
+    shapes = [(n_draws, one.n_galaxies, one.n_latent) for one in likelihoods]
     start = [np.zeros(shape) for shape in shapes] if start is None else start
     if [np.shape(one) for one in start] != shapes:
         raise ValueError(
@@ -322,7 +322,7 @@ def stack_likelihoods(
     Columns are added up to full rank, so that data of any rank share a program; what is
     added carries no information.
     """
-    latent = likelihoods[0].n_galaxies * likelihoods[0].n_modes
+    latent = likelihoods[0].n_galaxies * likelihoods[0].n_latent
     factor = np.zeros((len(likelihoods), latent, latent))
     target = np.zeros((len(likelihoods), latent))
     for i, one in enumerate(likelihoods):

@@ -5,6 +5,9 @@ and enter linearly: they are integrated out exactly before sampling, and drawn e
 afterwards given the rest. What is left depends on the first coordinates e alone, with
 `z = mean + cholesky e` in the moments of the prior: `-2 ln L = |h - L^T e|^2 + rest`.
 Everything here is float64.
+
+Where the prior has a brightness coordinate it is the last one of each galaxy, and the catalog's
+amplitude is a measurement of it.
 """
 
 from typing import NamedTuple
@@ -20,6 +23,9 @@ from blendem.prior.latent import LatentPrior
 # Directions of which the data say less are left to the prior: they would lower its variance
 # by less than this part. Float32 sums round eigenvalues below `RELATIVE_RANK` of the largest.
 INFORMATION, RELATIVE_RANK = 5e-3, 1e-9
+# Error with which amplitudes fix the brightness coordinate [sd of the training set]: well below
+# the widths of components; the posterior of the flux is not in it, it is in the other ones.
+BRIGHTNESS_SIGMA = 0.05
 
 
 class LatentLikelihood(NamedTuple):
@@ -27,9 +33,9 @@ class LatentLikelihood(NamedTuple):
 
     Attributes:
         factor: L with `H = L L^T`, columns by falling eigenvalue, only those that the
-            data inform about, `(latent, rank)`; `latent = galaxy x mode`.
+            data inform about, `(latent, rank)`; `latent = galaxy x coordinate`.
         target: h, `(rank,)`; the white residual is `h - L^T e`.
-        n_galaxies, n_modes: Sizes.
+        n_galaxies, n_latent: Number of galaxies, and of coordinates of each.
         rest: `-2 ln L` at its unconstrained maximum, without `log_norm`.
         n_data: Number of unmasked pixels.
     """
@@ -37,7 +43,7 @@ class LatentLikelihood(NamedTuple):
     factor: Float[np.ndarray, "_ _"]
     target: Float[np.ndarray, " _"]
     n_galaxies: int
-    n_modes: int
+    n_latent: int
     rest: float
     n_data: float
 
@@ -48,7 +54,8 @@ def galaxy_likelihood(
     """Whiten, and marginalise all that is not the first coordinates of galaxies.
 
     Raises:
-        ValueError: If the statistics are not finite.
+        ValueError: If the statistics are not finite, or have no amplitudes where the prior
+            asks for them.
     """
     H, b, r2, _ = _whitened(statistics, prior)
     sampled = sampled_unknowns(statistics, prior)
@@ -62,6 +69,11 @@ def galaxy_likelihood(
         H_g = H_g - half.T @ half
         b_g = b_g - half.T @ seen
         r2 = r2 - seen @ seen
+    n_galaxies = int(np.sum(~np.asarray(statistics.is_star, bool)))
+    if getattr(prior, "brightness", None) is not None:
+        known = _brightness(statistics, prior)
+        H_g, b_g = _with_brightness(H_g, b_g, known, prior)
+        r2 = r2 + known @ known / BRIGHTNESS_SIGMA**2
     values, vectors = np.linalg.eigh(0.5 * (H_g + H_g.T))
     values, vectors = values[::-1], vectors[:, ::-1]
     seen = values > max(INFORMATION, RELATIVE_RANK * values.max(initial=0.0))
@@ -70,11 +82,50 @@ def galaxy_likelihood(
     return LatentLikelihood(
         factor=vectors * root,
         target=target,
-        n_galaxies=int(np.sum(~np.asarray(statistics.is_star, bool))),
-        n_modes=prior.n_latent,
+        n_galaxies=n_galaxies,
+        n_latent=prior.n_latent,
         rest=float(r2 - target @ target),
         n_data=statistics.n_data,
     )
+
+
+def _brightness(statistics, prior):
+    """Brightness coordinates of the galaxies, `(galaxy,)`."""
+    if statistics.log_amplitude is None:
+        raise ValueError(
+            "the prior has a brightness coordinate and the statistics have no amplitudes:"
+            " set `log_amplitude`, or train a prior with prior.brightness: false"
+        )
+    galaxy = ~np.asarray(statistics.is_star, bool)
+    return prior.brightness_of(np.asarray(statistics.log_amplitude)[galaxy])
+
+
+def _with_brightness(H, b, known, prior):
+    """Information with one more coordinate per galaxy, which is measured as `known`."""
+    n = prior.n_latent
+    index = np.arange(len(known) * n).reshape(len(known), n)
+    modes, last = index[:, : prior.n_modes].ravel(), index[:, -1]
+    H_more, b_more = np.zeros((index.size, index.size)), np.zeros(index.size)
+    H_more[np.ix_(modes, modes)], b_more[modes] = H, b
+    H_more[last, last] = BRIGHTNESS_SIGMA**-2
+    b_more[last] = known / BRIGHTNESS_SIGMA**2
+    return H_more, b_more
+
+
+def brightness_likelihood(
+    prior: GaussianPrior | LatentPrior, log_amplitude: float
+) -> LatentLikelihood:
+    """Likelihood of one galaxy of which nothing but the catalog's amplitude is known.
+
+    Raises:
+        ValueError: If the prior has no brightness coordinate.
+    """
+    if getattr(prior, "brightness", None) is None:
+        raise ValueError("the prior has no brightness coordinate")
+    target = prior.brightness_of(np.array([log_amplitude])) / BRIGHTNESS_SIGMA
+    factor = np.zeros((prior.n_latent, 1))
+    factor[-1] = 1 / BRIGHTNESS_SIGMA
+    return LatentLikelihood(factor, target, 1, prior.n_latent, 0.0, 0.0)
 
 
 def galaxy_unknowns(statistics: BlendStatistics) -> np.ndarray:
@@ -88,7 +139,7 @@ def sampled_unknowns(
     statistics: BlendStatistics, prior: GaussianPrior | LatentPrior
 ) -> np.ndarray:
     """Which unknowns a sampler moves, `(unknown,)` of bool; the others are nuisances."""
-    first = np.arange(statistics.n_modes) < prior.n_latent
+    first = np.arange(statistics.n_modes) < prior.n_modes
     sampled = galaxy_unknowns(statistics)
     n = len(statistics.is_star)
     sampled[: n * statistics.n_modes] &= np.tile(first, n)
@@ -128,9 +179,11 @@ def _fine_scale(statistics, prior, H, b):
     e = scipy.linalg.cho_solve(lower, b)
     n = len(statistics.is_star)
     galaxy = ~np.asarray(statistics.is_star, bool)
-    e = e[: n * statistics.n_modes].reshape(n, -1)[galaxy, : prior.n_latent]
+    e = e[: n * statistics.n_modes].reshape(n, -1)[galaxy, : prior.n_modes]
+    if prior.brightness is not None:
+        e = np.column_stack([e, _brightness(statistics, prior)])
     blocks = np.ones((n, statistics.n_modes))
-    blocks[galaxy, prior.n_latent :] = prior.fine_deviation(e)
+    blocks[galaxy, prior.n_modes :] = prior.fine_deviation(e)
     scale[: n * statistics.n_modes] = blocks.ravel()
     return scale
 
@@ -155,7 +208,7 @@ def complete_draws(
     H, b, _, scale = _whitened(statistics, prior)
     sampled = sampled_unknowns(statistics, prior)
     w = np.zeros((len(e), len(b)))
-    w[:, sampled] = np.asarray(e, float).reshape(len(e), -1)
+    w[:, sampled] = np.asarray(e, float)[..., : prior.n_modes].reshape(len(e), -1)
     if not sampled.all():
         lower = _nuisance_factor(H, sampled)
         force = b[~sampled] - w[:, sampled] @ H[sampled][:, ~sampled]

@@ -21,6 +21,8 @@ class BlendStatistics(NamedTuple):
         H, b, r2, log_norm, n_data: As in `statistics.Statistics`.
         is_star: `(source,)`.
         n_modes: Number of modes per source.
+        log_amplitude: ln of the amplitudes [image unit at `MAGZERO`], `(source,)`; None where
+            they are not known. Only a prior with a brightness coordinate asks for them.
     """
 
     H: Float[np.ndarray, "unknown unknown"]
@@ -30,6 +32,7 @@ class BlendStatistics(NamedTuple):
     n_data: float
     is_star: np.ndarray
     n_modes: int
+    log_amplitude: Float[np.ndarray, " source"] | None = None
 
 
 class Posterior(NamedTuple):
@@ -70,6 +73,7 @@ def unpad(
     present: np.ndarray,
     is_star: np.ndarray,
     n_modes: int,
+    log_amplitude: np.ndarray | None = None,
 ) -> BlendStatistics:
     """Drop the unknowns of padding sources."""
     padded = len(present)
@@ -88,6 +92,7 @@ def unpad(
         float(n_data),
         np.asarray(is_star)[present],
         n_modes,
+        None if log_amplitude is None else np.asarray(log_amplitude, float)[present],
     )
 
 

@@ -38,10 +38,14 @@ def rescale(
             factor[block] = ratio[k]
             shift[block] = (1 - ratio[k]) * dark
     pull = statistics.H @ shift
+    known = statistics.log_amplitude
     return statistics._replace(
         H=factor[:, None] * statistics.H * factor[None],
         b=factor * (statistics.b - pull),
         r2=float(statistics.r2 - 2 * statistics.b @ shift + shift @ pull),
+        log_amplitude=None
+        if known is None
+        else known + np.where(statistics.is_star, 0.0, np.log(ratio)),
     )
 
 

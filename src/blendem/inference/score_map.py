@@ -49,7 +49,7 @@ class ScoreMap(NamedTuple):
     """The fit of the galaxies of one blend.
 
     Attributes:
-        e: Whitened coordinates at the maximum, `(galaxy, mode)`.
+        e: Whitened coordinates at the maximum, `(galaxy, latent)`.
         sigma_0: Noise level of the prior it holds for.
         gradient_norm: `sqrt(g^T (H + 1)^-1 g / n)` of the n coordinates: about the rms
             distance from the maximum, in standard deviations of the Gaussian posterior.
@@ -133,13 +133,13 @@ def _polish(gradient_of, precondition, e, safe, settings):
 @eqx.filter_jit
 def _fit(prior, factor, target, sigma_0, rhos, settings):
     """Warm start and polish of a batch of blends of equal size."""
-    n_modes = prior.n_latent
+    n_latent = prior.n_latent
 
     def one(factor, target):
         eigenvalues = jnp.sum(factor**2, axis=0)
 
         def denoise(e, sigma):
-            return prior.denoise_latent(e.reshape(-1, n_modes), sigma)[0].ravel()
+            return prior.denoise_latent(e.reshape(-1, n_latent), sigma)[0].ravel()
 
         def gradient_of(e):
             score = (denoise(e, sigma_0) - e) / sigma_0**2
@@ -163,7 +163,7 @@ def _fit(prior, factor, target, sigma_0, rhos, settings):
             settings,
         )
         chi2 = jnp.sum((target - e @ factor) ** 2)
-        return e.reshape(-1, n_modes), norm, count, chi2
+        return e.reshape(-1, n_latent), norm, count, chi2
 
     return jax.vmap(one)(factor, target)
 

@@ -154,6 +154,7 @@ def _network_header(prior: Prior) -> dict[str, Any]:
     if isinstance(prior, LatentPrior):
         sizes = {"components": len(prior.mixture.weights), "modes": prior.n_latent}
         sizes["fine"] = prior.fine is not None
+        sizes["brightness"] = prior.brightness is not None
         names = ("width", "blocks")
         if network is None:
             return sizes
@@ -191,9 +192,11 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
     if header["tier"] == "latent":
         components, first = sizes["components"], sizes["modes"]
         mixture = _mixture_like(components, first)
-        fine = np.zeros((components, d - first)) if sizes.get("fine") else None
+        scale = np.zeros(2) if sizes.get("brightness") else None
+        rest = d - (first - (scale is not None))
+        fine = np.zeros((components, rest)) if sizes.get("fine") else None
         if "width" not in sizes:
-            return LatentPrior(gaussian, mixture, fine=fine)
+            return LatentPrior(gaussian, mixture, None, fine, scale)
         shapes = eqx.filter_eval_shape(
             LatentNetwork,
             sizes["modes"],
@@ -206,6 +209,7 @@ def _like(path: Path, header: dict[str, Any]) -> Prior:
             mixture,
             jax.tree.map(lambda x: np.zeros(x.shape, sizes["dtype"]), shapes),
             fine,
+            scale,
         )
     raise InputError(
         f"{path}: tier {header['tier']!r} is unknown to this version; use the version that"

@@ -8,6 +8,7 @@ import numpy as np
 from blendem.inference.posterior import unpad
 from blendem.io.blends import BlendSet
 from blendem.io.h5 import read_h5
+from blendem.survey.instruments import MAGZERO
 
 
 def read_statistics(path: str | Path, blends: BlendSet) -> list:
@@ -24,8 +25,8 @@ def read_statistics(path: str | Path, blends: BlendSet) -> list:
 def unstack(arrays: dict[str, Any], blends: BlendSet) -> list:
     """As `read_statistics`, from arrays that have been read."""
     result = []
-    for stack, index in zip(
-        blends.blends["stack"], blends.blends["index"], strict=True
+    for stack, index, field in zip(
+        *(blends.blends[name] for name in ("stack", "index", "field")), strict=True
     ):
         if stack < 0:
             result.append(None)
@@ -35,6 +36,8 @@ def unstack(arrays: dict[str, Any], blends: BlendSet) -> list:
         if not all(np.isfinite(v).all() for v in values):
             result.append(None)
             continue
+        zero = 0.4 * np.log(10) * (MAGZERO - blends.fields[field]["magzero"])
+        scale = np.asarray(group["scale"][index], float)
         result.append(
             unpad(
                 *values[:2],
@@ -42,6 +45,7 @@ def unstack(arrays: dict[str, Any], blends: BlendSet) -> list:
                 present=np.asarray(stacked.present[index]),
                 is_star=np.asarray(stacked.is_star[index]),
                 n_modes=int(group["n_modes"]),
+                log_amplitude=np.log(np.maximum(scale, np.finfo(float).tiny)) + zero,
             )
         )
     return result

@@ -109,6 +109,11 @@ class GaussianPrior(eqx.Module):
         return len(self.mean)
 
     @property
+    def n_modes(self) -> int:
+        """How many of them are modes of z: all."""
+        return len(self.mean)
+
+    @property
     def covariance(self) -> Float[Array | np.ndarray, "mode mode"]:
         """Covariance of z."""
         return self.cholesky @ self.cholesky.T

@@ -7,6 +7,10 @@ of Gaussians, exact at every noise, and a network that adds what the mixture lac
 coordinates are the diffusion's; the last ones, fine detail that only bright galaxies show,
 are Gaussian, with variances that follow the scale of the galaxy, and are integrated out and drawn
 exactly (`inference.likelihood`).
+
+Faint galaxies are smaller and bluer than bright ones, and there are more of them. So the
+brightness, the logarithm of the amplitude, can be one more coordinate of the mixture, the
+last one: the catalog knows it, and the likelihood fixes it there.
 """
 
 import equinox as eqx
@@ -27,6 +31,8 @@ LOG_VARIANCE_RANGE = (-8.0, 5.0)  # of the learned factor of the variance
 VARIANCE_FLOOR = 1e-2
 # Noise at which the components that a galaxy may belong to are told from its coordinates.
 FINE_SIGMA = 0.3
+# Brighter and fainter galaxies than the training set has count as its extremes [sd].
+BRIGHTNESS_LIMIT = 3.0
 
 
 class LatentPrior(eqx.Module):
@@ -37,12 +43,16 @@ class LatentPrior(eqx.Module):
         mixture: Mixture of Gaussians of the first coordinates e.
         network: Corrects the mean and the variances of its denoiser; None: the mixture alone.
         fine: Variances of the last coordinates in every component; None: 1.
+        brightness: Mean and standard deviation of ln(amplitude) [image unit at `MAGZERO`] in
+            the training set, of which the last coordinate of the mixture is the deviation;
+            None: the mixture has coordinates of shape and flux only.
     """
 
     gaussian: GaussianPrior
     mixture: MixturePrior
     network: LatentNetwork | None = None
     fine: Float[Array | np.ndarray, "component fine"] | None = None
+    brightness: Float[Array | np.ndarray, " 2"] | None = None
 
     @property
     def basis(self) -> Basis:
@@ -64,12 +74,25 @@ class LatentPrior(eqx.Module):
         """Number of coordinates e that a sampler moves; the rest is Gaussian."""
         return len(self.mixture.mean)
 
+    @property
+    def n_modes(self) -> int:
+        """How many of them are modes of z: all but the brightness."""
+        return self.n_latent - (self.brightness is not None)
+
+    def brightness_of(
+        self, log_amplitude: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " n"]:
+        """Brightness coordinate of galaxies, from ln of their amplitudes."""
+        mean, deviation = np.asarray(self.brightness, float)
+        value = (np.asarray(log_amplitude, float) - mean) / deviation
+        return np.clip(value, -BRIGHTNESS_LIMIT, BRIGHTNESS_LIMIT)
+
     def fine_deviation(
         self, e: Float[Array | np.ndarray, "n latent"]
     ) -> Float[np.ndarray, "n fine"]:
-        """Standard deviations of the last coordinates, given the first ones."""
+        """Standard deviations of the fine coordinates, given the others."""
         if self.fine is None:
-            return np.ones((len(e), len(self.mean) - self.n_latent))
+            return np.ones((len(e), len(self.mean) - self.n_modes))
         weights = self.mixture.responsibilities(jnp.asarray(e), FINE_SIGMA)
         return np.sqrt(np.asarray(weights, float) @ np.asarray(self.fine, float))
 
@@ -116,13 +139,14 @@ class LatentPrior(eqx.Module):
 
 
 def fine_variances(
-    mixture: MixturePrior, e: Float[Array | np.ndarray, "row mode"]
+    mixture: MixturePrior,
+    e: Float[Array | np.ndarray, "row latent"],
+    fine: Float[Array | np.ndarray, "row fine"],
 ) -> Float[np.ndarray, "component fine"]:
-    """Mean square of the coordinates after the mixture's, in each of its components."""
-    n = len(mixture.mean)
-    weights = mixture.responsibilities(jnp.asarray(e)[:, :n], FINE_SIGMA)
+    """Mean square of the fine coordinates in each component of the mixture of the others."""
+    weights = mixture.responsibilities(jnp.asarray(e), FINE_SIGMA)
     weights = np.asarray(weights, float)
-    return weights.T @ np.asarray(e, float)[:, n:] ** 2 / weights.sum(axis=0)[:, None]
+    return weights.T @ np.asarray(fine, float) ** 2 / weights.sum(axis=0)[:, None]
 
 
 def denoise(

@@ -90,6 +90,11 @@ class MixturePrior(eqx.Module):
         return len(self.mean)
 
     @property
+    def n_modes(self) -> int:
+        """How many of them are modes of z: all."""
+        return len(self.mean)
+
+    @property
     def covariances(self) -> Float[Array | np.ndarray, "component mode mode"]:
         """Covariances of the components."""
         transposed = self.vectors.transpose(0, 2, 1)

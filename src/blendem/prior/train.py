@@ -61,19 +61,38 @@ class TrainingSet(eqx.Module):
         e: Coordinates of galaxies without jitter, `(row, latent)`.
         dark: Coordinates of an empty stamp: scaling a galaxy by a is
             `dark + a (e - dark)`.
+        brightness: Brightness coordinate of galaxies without jitter, which follows the other
+            ones in `draw`; None: they have none.
+        deviation: Unit of it, in ln(amplitude).
     """
 
-    e: Float[Array, "row latent"]
-    dark: Float[Array, " latent"]
+    e: Float[Array, "row mode"]
+    dark: Float[Array, " mode"]
+    brightness: Float[Array, " row"] | None = None
+    deviation: float = eqx.field(static=True, default=1.0)
 
     def draw(
         self, n: int, jitter: float, *, key: PRNGKeyArray
     ) -> Float[Array, "n latent"]:
-        """Draw `n` galaxies with log-normal amplitudes of median 1."""
+        """Draw `n` galaxies with log-normal amplitudes of median 1.
+
+        The jitter is the error of the catalog's amplitude: a galaxy that is brighter than
+        that by a has a brightness, which is the catalog's, lower by ln a than its own.
+        """
         which, scale = jax.random.split(key)
-        rows = self.e[jax.random.randint(which, (n,), 0, len(self.e))]
-        amplitude = jnp.exp(jitter * jax.random.normal(scale, (n, 1)))
-        return self.dark[None] + amplitude * (rows - self.dark[None])
+        which = jax.random.randint(which, (n,), 0, len(self.e))
+        log_amplitude = jitter * jax.random.normal(scale, (n, 1))
+        e = self.dark[None] + jnp.exp(log_amplitude) * (self.e[which] - self.dark[None])
+        if self.brightness is None:
+            return e
+        known = self.brightness[which][:, None] - log_amplitude / self.deviation
+        return jnp.concatenate([e, known], axis=1)
+
+    def first(self, n: int) -> "TrainingSet":
+        """The same with the first `n` modes only."""
+        return TrainingSet(
+            self.e[:, :n], self.dark[:n], self.brightness, self.deviation
+        )
 
 
 class Evaluation(NamedTuple):
@@ -127,9 +146,10 @@ class State(eqx.Module):
 def training_set(
     gaussian: GaussianPrior,
     stamps: Float[np.ndarray, "n band y x"],
-    n_latent: int | None = None,
+    brightness: Float[np.ndarray, " n"] | None = None,
+    deviation: float = 1.0,
 ) -> TrainingSet:
-    """The first whitened coordinates of unit-flux stamps, under the 8 symmetries."""
+    """The whitened coordinates of unit-flux stamps, under the 8 symmetries."""
     basis = gaussian.basis
     z = np.asarray(basis.encode(stamps), float)
     dark = np.asarray(basis.encode(np.zeros_like(stamps[:1])), float)[0]
@@ -137,8 +157,12 @@ def training_set(
     # The mean stamp is invariant, so coordinates turn about that of an empty stamp.
     copies = np.concatenate([dark + (z - dark) @ turn.T for turn in turns])
     return TrainingSet(
-        jnp.asarray(whiten(gaussian, copies)[:, :n_latent], jnp.float32),
-        jnp.asarray(whiten(gaussian, dark[None])[0, :n_latent], jnp.float32),
+        jnp.asarray(whiten(gaussian, copies), jnp.float32),
+        jnp.asarray(whiten(gaussian, dark[None])[0], jnp.float32),
+        None
+        if brightness is None
+        else jnp.asarray(np.tile(brightness, len(turns)), jnp.float32),
+        float(deviation),
     )
 
 
@@ -234,9 +258,11 @@ def _step(network, average, optimizer, key, step, mixture, data, spread, setting
 
 
 @eqx.filter_jit
-def _evaluate(network, mixture, e, noise, sigma):
+def _evaluate(network, mixture, e, noise, sigma, n_modes):
     e_t = e + sigma * noise
     mean, variance = denoise(mixture, network, e_t, sigma)
+    # Of the modes: the brightness is not what a galaxy looks like.
+    mean, variance, e, e_t = (x[:, :n_modes] for x in (mean, variance, e, e_t))
     wiener = sigma**2 / (1 + sigma**2)
     error = (mean - e) ** 2
     linear = (e_t / (1 + sigma**2) - e) ** 2
@@ -260,7 +286,8 @@ def evaluate(
     e = held_out.draw(n, jitter, key=draw)
     xi = jax.random.normal(noise, e.shape)
     pairs = [
-        _evaluate(network, mixture, e, xi, jnp.float32(s)) for s in HELD_OUT_LEVELS
+        _evaluate(network, mixture, e, xi, jnp.float32(s), len(held_out.dark))
+        for s in HELD_OUT_LEVELS
     ]
     return tuple(float(p[0]) for p in pairs), tuple(float(p[1]) for p in pairs)
 
