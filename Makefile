@@ -21,7 +21,7 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: calibration help install demo smoke real real-gaussian test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture
+.PHONY: calibration help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -29,6 +29,7 @@ help:
 	@echo 'test-slow  the tests that take longer'
 	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
 	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
+	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
 	@echo 'smoke      the smallest run through every rule: results/smoke/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'install    only .venv'
@@ -80,6 +81,14 @@ real real-gaussian: $(STAMP)
 	export BLENDEM_DATA="$$(cd "$$data" && pwd)"; \
 	$(SNAKEMAKE) --configfile config/$(RUN).yaml
 	@echo 'Results: results/$(RUN)/'
+
+# Two tiers on the same real blends, with the same basis.
+real-tiers: real
+	benchmarks/share_run.sh results/hsc_cosmos results/hsc_cosmos_start
+	@export BLENDEM_DATA="$$(cd "$${BLENDEM_DATA:-../shared/data}" && pwd)"; \
+	$(SNAKEMAKE) results/hsc_cosmos_start/summary.json --rerun-triggers mtime \
+		--configfile config/hsc_cosmos_start.yaml
+	$(BIN)/python benchmarks/real_tiers.py results/hsc_cosmos results/hsc_cosmos_start
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

@@ -55,6 +55,7 @@ rule sample_posterior:
             "inference/likelihood",
             "inference/sampler",
             "prior/latent",
+            "prior/mixture",
             "prior/schedule",
         ),
         blends=f"{OUT}/blends/{{chunk}}.h5",

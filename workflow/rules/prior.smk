@@ -41,6 +41,8 @@ rule train_prior:
             "prior/train",
             "prior/network",
             "prior/latent",
+            "prior/mixture",
+            "prior/mixture_fit",
             "prior/schedule",
             "prior/stamps",
             "io/priors",
