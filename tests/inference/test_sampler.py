@@ -170,8 +170,11 @@ def test_other_modes_and_missing_keys_are_refused(rng, key):
         sample(prior, [lik], 2, keys=[])
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
-def test_one_tilted_gaussian_needs_its_full_covariance(covariance, rng, key):
+@pytest.mark.parametrize(
+    ("predictor", "covariance"),
+    [("labels", "full"), ("draw", "full"), ("draw", "diagonal")],
+)
+def test_one_tilted_gaussian_needs_its_full_covariance(predictor, covariance, rng, key):
     """Component N(m, S) far from round: the posterior is Gaussian with precision
     `S^-1 + L L^T`; with the diagonal of S the draws get another one."""
     standard = GaussianPrior.standard(make_prior(rng).basis)
@@ -180,7 +183,7 @@ def test_one_tilted_gaussian_needs_its_full_covariance(covariance, rng, key):
     S = (turn * np.geomspace(1e-2, 4, D)) @ turn.T
     m = rng.normal(size=D)
     tilted = MixturePrior.of([1.0], m[None], S[None])
-    settings = SamplerSettings(covariance=covariance)
+    settings = SamplerSettings(predictor=predictor, covariance=covariance)
     [draws] = sample(tilted, [likelihood], 512, settings, keys=[key])
     L = likelihood.factor
     cov = np.linalg.inv(np.linalg.inv(S) + L @ L.T)

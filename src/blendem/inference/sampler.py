@@ -25,7 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from blendem.inference.likelihood import LatentLikelihood, brightness_likelihood
+from blendem.inference import labels
+from blendem.inference.likelihood import (
+    BRIGHTNESS_SIGMA,
+    LatentLikelihood,
+    brightness_likelihood,
+)
 from blendem.precision import single_precision
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
@@ -33,7 +38,7 @@ from blendem.prior.mixture import MixturePrior
 from blendem.prior.schedule import noise_levels
 
 LatentTier = GaussianPrior | LatentPrior | MixturePrior
-PREDICTORS = ("multistep", "draw")
+PREDICTORS = ("labels", "draw", "multistep")
 COVARIANCES = ("full", "diagonal")
 # Numbers of galaxies that blends are padded to: one compilation for each, and for each of
 # four ranks.
@@ -48,8 +53,9 @@ class SamplerSettings(NamedTuple):
         steps: Noise levels.
         sigma_max, sigma_min: First and last level; below the last one the prior given
             `e_t` is narrow enough to be Gaussian.
-        predictor: "draw": through a draw of e_0, exact for a Gaussian prior;
-            "multistep": deterministic, through the posterior mean of this level and
+        predictor: "labels": through a draw of e_0 and of the components of all galaxies, exact
+            for a mixture up to mixing (`labels`); priors that are none take "draw": through a
+            draw of e_0 under moment matching, exact for a Gaussian prior; "multistep": deterministic, through the posterior mean of this level and
             the one before (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095).
         corrector: Step of the Langevin corrector, in units of sigma^2; 0: no corrector.
         covariance: "full": with the correlations that the prior knows; "diagonal":
@@ -62,10 +68,10 @@ class SamplerSettings(NamedTuple):
     steps: int = 32
     sigma_max: float = 30.0
     sigma_min: float = 0.01
-    predictor: str = "draw"
+    predictor: str = "labels"
     corrector: float = 0.0
     covariance: str = "full"
-    iterations: int = 40
+    iterations: int = 80
     tolerance: float = 1e-2
 
 
@@ -202,10 +208,7 @@ def _conditional(prior, factor, target, e_t, sigma, settings, key=None):
         one, two = jax.random.split(key)
         before, variance = _draw(prior, e_t, sigma, settings, one)
         white = jax.random.normal(two, (draws, len(target)), e_t.dtype)
-    before = before.reshape(draws, -1)
-    rhs = target[None] - before @ factor + white
-    a, *notes = _solve(variance, factor, rhs, settings)
-    return (before + _spread(variance, a @ factor.T)).reshape(e_t.shape), notes
+    return _moved(before, variance, factor, target[None] + white, settings)
 
 
 def _ahead(e, mean, before, first_step, sigma, lower):
@@ -222,16 +225,40 @@ def _bridge(e, e_0, sigma, lower, key):
     return keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
 
 
+def _labelled(prior, known, factor, target, e_t, e, sigma, settings, key):
+    """Draw of e given e_t and the data, exact for a mixture, from one of before."""
+    one, two, three = jax.random.split(key, 3)
+    mixture = labels.mixture_of(prior)
+    chosen, _ = labels.sweep(mixture, known, factor, target, e_t, e, sigma, key=one)
+    before, covariance = labels.draw_labelled(mixture, chosen, e_t, sigma, key=two)
+    white = jax.random.normal(three, (len(e), len(target)), e.dtype)
+    return _moved(before, covariance, factor, target[None] + white, settings)
+
+
+def _moved(before, variance, factor, target, settings):
+    """What the data make of a mean or draw without them (Matheron's rule)."""
+    flat = before.reshape(len(before), -1)
+    a, *notes = _solve(variance, factor, target - flat @ factor, settings)
+    return (flat + _spread(variance, a @ factor.T)).reshape(before.shape), notes
+
+
 @eqx.filter_jit
-def _reverse(prior, factor, target, keys, levels, n_draws, settings):
+def _reverse(prior, factor, target, keys, levels, n_draws, settings, known=None):
     """Whole reverse process of a batch of blends of equal size."""
     n_latent = prior.n_latent
 
-    def one(factor, target, key):
+    def one(factor, target, key, known):
         shape = (n_draws, len(factor) // n_latent, n_latent)
         first, loop, last = jax.random.split(key, 3)
         e = levels[0] * jax.random.normal(first, shape, factor.dtype)
         loops = jax.random.split(loop, len(levels) - 1)
+
+        def draw_clean(e, before, sigma, key):
+            if known is None:
+                return _conditional(prior, factor, target, e, sigma, settings, key=key)
+            return _labelled(
+                prior, known, factor, target, e, before, sigma, settings, key
+            )
 
         def step(carry, inputs):
             e, before, first_step = carry
@@ -242,10 +269,8 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings):
                 e = _ahead(e, mean, before, first_step, sigma, lower)
                 before = mean
             else:
-                e_0, notes = _conditional(
-                    prior, factor, target, e, sigma, settings, key=draw
-                )
-                e = _bridge(e, e_0, sigma, lower, bridge)
+                before, notes = draw_clean(e, before, sigma, draw)
+                e = _bridge(e, before, sigma, lower, bridge)
             if settings.corrector > 0:
                 delta = settings.corrector
                 mean, more = _conditional(prior, factor, target, e, lower, settings)
@@ -256,18 +281,24 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings):
                 notes = _join(notes, more)
             return (e, before, jnp.zeros_like(first_step)), notes
 
-        start = (e, jnp.zeros_like(e), jnp.ones((), bool))
-        (e, _, _), notes = jax.lax.scan(step, start, (levels[:-1], levels[1:], loops))
-        e, final = _conditional(
-            prior, factor, target, e, levels[-1], settings, key=last
+        before = jnp.zeros_like(e)
+        if known is not None:  # the chain of labels begins at a draw without them
+            first = jax.random.fold_in(first, 1)
+            before, _ = _conditional(
+                prior, factor, target, e, levels[0], settings, key=first
+            )
+        start = (e, before, jnp.ones((), bool))
+        (e, before, _), notes = jax.lax.scan(
+            step, start, (levels[:-1], levels[1:], loops)
         )
+        e, final = draw_clean(e, before, levels[-1], last)
         residual, guards, count = (
             jnp.concatenate([n, f[None]]) for n, f in zip(notes, final, strict=True)
         )
         unconverged = jnp.sum(residual > settings.tolerance)
         return e, jnp.max(residual), unconverged, jnp.sum(guards), jnp.mean(count)
 
-    return jax.vmap(one)(factor, target, keys)
+    return jax.vmap(one)(factor, target, keys, known)
 
 
 def _join(notes, more):
@@ -350,6 +381,8 @@ def sample(
         jnp.float32,
     )
     low = single_precision(prior)
+    mixture = labels.mixture_of(prior) if settings.predictor == "labels" else None
+    inverse = None if mixture is None else labels.precisions(mixture)
     out: list[Draws | None] = [None] * len(likelihoods)
     shapes = [padded_shape(one) for one in likelihoods]
     for shape in sorted(set(shapes)):
@@ -359,6 +392,10 @@ def sample(
             factor, target = (
                 jnp.asarray(x) for x in _pad([likelihoods[i] for i in chosen], shape)
             )
+            known = None
+            if inverse is not None:
+                each = [labels.spectra(inverse, np.asarray(f)) for f in factor]
+                known = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *each)
             result = _reverse(
                 low,
                 factor,
@@ -367,6 +404,7 @@ def sample(
                 levels,
                 n_draws,
                 settings,
+                known,
             )
             result = [np.asarray(x) for x in result]
             for j, i in enumerate(chosen[: min(batch, len(rows) - start)]):
@@ -406,6 +444,9 @@ def sample_prior(
     if log_amplitude is None:
         levels = jnp.asarray(levels, jnp.float32)
         e = _unconditional(single_precision(prior), levels, n, settings, key)
+    elif (mixture := labels.mixture_of(prior)) is not None:
+        measured = prior.brightness_of(log_amplitude)
+        e = mixture.sample_given_last(measured, BRIGHTNESS_SIGMA, key=key)
     else:
         measured = [brightness_likelihood(prior, a) for a in log_amplitude]
         keys = list(jax.random.split(key, n))
@@ -428,7 +469,7 @@ def _unconditional(prior, levels, n, settings, key):
     def step(carry, inputs):
         e, before, first_step = carry
         sigma, lower, key = inputs
-        if settings.predictor == "draw":
+        if settings.predictor != "multistep":
             one, two = jax.random.split(key)
             mean, _ = _draw(prior, e, sigma, settings, one)
             e = _bridge(e, mean, sigma, lower, two)

@@ -112,6 +112,30 @@ class MixturePrior(eqx.Module):
         step = jnp.einsum("nij,nj->ni", jnp.asarray(self.vectors)[chosen], xi)
         return jnp.asarray(self.centers)[chosen] + step
 
+    def sample_given_last(
+        self,
+        measured: Float[Array | np.ndarray, " n"],
+        sigma: float,
+        *,
+        key: PRNGKeyArray,
+    ) -> Float[Array | np.ndarray, "n mode"]:
+        """Draw vectors e whose last coordinate was measured with error `sigma`."""
+        measured = jnp.asarray(measured)[:, None]
+        centers, covariances = jnp.asarray(self.centers), jnp.asarray(self.covariances)
+        tie = covariances[:, :, -1]
+        total = tie[:, -1] + sigma**2
+        away = measured - centers[None, :, -1]
+        log_p = -0.5 * (away**2 / total[None] + jnp.log(total)[None])
+        log_p = log_p + jnp.log(jnp.asarray(self.weights))[None]
+        narrow = covariances - tie[:, :, None] * tie[:, None, :] / total[:, None, None]
+        lower = jnp.linalg.cholesky(narrow)
+        one, two = jax.random.split(key)
+        chosen = jax.random.categorical(one, log_p)
+        shift = jnp.take_along_axis(away, chosen[:, None], axis=1) / total[chosen, None]
+        xi = jax.random.normal(two, (len(measured), len(self.mean)), lower.dtype)
+        step = jnp.einsum("nij,nj->ni", lower[chosen], xi)
+        return centers[chosen] + shift * tie[chosen] + step
+
     def responsibilities(
         self, e_t: Float[Array, "n mode"], sigma: float
     ) -> Float[Array, "n component"]:

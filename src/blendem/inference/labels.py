@@ -1,0 +1,155 @@
+"""Exact posterior draws given a noisy state, where the prior is a mixture of Gaussians.
+
+Moment matching stands one broad Gaussian for the mixture that the prior is given `e_t`, and then
+points between its components count as possible galaxies. Here every galaxy carries the label c
+of its component instead. Given the labels all is Gaussian; so a Gibbs sweep at every noise level
+draws, galaxy by galaxy, c and e together given the other galaxies (e integrated out of the
+probabilities of c), and then all galaxies together given their labels. It leaves
+`p(e, c | e_t, y)` as it is (Gibbs sampling, Geman & Geman 1984; collapsed: Liu 1994), without
+any approximation. What is left is how well the chain mixes over the noise levels.
+
+For galaxy k with the information `H_k = L_k L_k^T` and component c with moments (m, S) the
+precision is `S^-1 + H_k + sigma^-2`: eigenvectors of `S^-1 + H_k` serve all levels.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
+
+
+class Spectra(NamedTuple):
+    """Eigenpairs of `S_c^-1 + H_k`; of several blends with a leading axis.
+
+    Attributes:
+        values: `(galaxy, component, mode)`.
+        vectors: `(galaxy, component, mode, mode)`, one eigenvector per column.
+    """
+
+    values: Float[Array | np.ndarray, "*blend galaxy component mode"]
+    vectors: Float[Array | np.ndarray, "*blend galaxy component mode mode"]
+
+
+def mixture_of(prior) -> MixturePrior | None:
+    """The mixture that a prior is; None where it is something else."""
+    if isinstance(prior, MixturePrior):
+        return prior
+    if isinstance(prior, LatentPrior) and prior.network is None:
+        return prior.mixture
+    return None
+
+
+def precisions(mixture: MixturePrior) -> Float[np.ndarray, "component mode mode"]:
+    """Inverse covariances of the components, in float64."""
+    vectors = np.asarray(mixture.vectors, float)
+    values = np.asarray(mixture.values, float)
+    return (vectors / values[:, None, :]) @ vectors.transpose(0, 2, 1)
+
+
+def spectra(
+    inverse: Float[np.ndarray, "component mode mode"],
+    factor: Float[np.ndarray, "latent rank"],
+) -> Spectra:
+    """Eigenpairs for the galaxies of one blend; float64 inside, float32 given."""
+    d = inverse.shape[-1]
+    blocks = np.asarray(factor, float).reshape(-1, d, factor.shape[-1])
+    information = blocks @ blocks.transpose(0, 2, 1)
+    values, vectors = np.linalg.eigh(inverse[None] + information[:, None])
+    return Spectra(np.maximum(values, 0).astype(np.float32), vectors.astype(np.float32))
+
+
+def sweep(
+    mixture: MixturePrior,
+    known: Spectra,
+    factor: Float[Array, "latent rank"],
+    target: Float[Array, " rank"],
+    e_t: Float[Array, "draw galaxy mode"],
+    e: Float[Array, "draw galaxy mode"],
+    sigma: Float[Array, ""],
+    *,
+    key: PRNGKeyArray,
+) -> tuple[Array, Float[Array, "draw galaxy mode"]]:
+    """Draw label and coordinates of one galaxy after the other.
+
+    Args:
+        mixture: The prior of every galaxy.
+        known: Of this blend.
+        factor, target: L and h of the likelihood.
+        e_t: Noisy state.
+        e: Draw of before; where the sweep begins.
+        sigma: Noise of the state.
+        key: Random key.
+
+    Returns:
+        Labels `(draw, galaxy)` and coordinates.
+    """
+    draws, galaxies, d = e.shape
+    vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
+    centers = jnp.asarray(mixture.centers)
+    root = vectors / jnp.sqrt(values)[:, None, :]  # S^-1 = root root^T
+    inverse = root @ root.transpose(0, 2, 1)
+    # Centres along the roots, and times S^-1.
+    along = jnp.einsum("cd,cde->ce", centers, root)
+    pull = jnp.einsum("cde,ce->cd", root, along)
+    constant = jnp.log(jnp.asarray(mixture.weights)) - 0.5 * jnp.sum(
+        jnp.log(values), axis=1
+    )
+
+    def one(residual, inputs):
+        block, lam, q, noisy, e_k, key = inputs
+        # Everything is relative to the present coordinates: no large numbers cancel.
+        u = along[None] - jnp.einsum("nd,cde->nce", e_k, root)
+        force = residual @ block.T + (noisy - e_k) / sigma**2
+        pulled = pull[None] - jnp.einsum("nd,cde->nce", e_k, inverse)
+        seen = jnp.einsum("ncd,cde->nce", pulled + force[:, None, :], q)
+        total = lam + sigma**-2
+        log_p = constant - 0.5 * jnp.sum(jnp.log(total), axis=1)
+        log_p = log_p[None] + 0.5 * (
+            jnp.sum(seen**2 / total[None], axis=2) - jnp.sum(u**2, axis=2)
+        )
+        pick, noise = jax.random.split(key)
+        label = jax.random.categorical(pick, log_p)
+        chosen = jnp.take_along_axis(seen, label[:, None, None], axis=1)[:, 0]
+        white = jax.random.normal(noise, chosen.shape, chosen.dtype)
+        total = total[label]
+        step = chosen / total + white / jnp.sqrt(total)
+        step = jnp.einsum("nde,ne->nd", q[label], step)
+        return residual - step @ block, (label, e_k + step)
+
+    residual = target[None] - e.reshape(draws, -1) @ factor
+    inputs = (
+        factor.reshape(galaxies, d, -1),
+        known.values,
+        known.vectors,
+        e_t.swapaxes(0, 1),
+        e.swapaxes(0, 1),
+        jax.random.split(key, galaxies),
+    )
+    _, (labels, e) = jax.lax.scan(one, residual, inputs)
+    return labels.T, e.swapaxes(0, 1)
+
+
+def draw_labelled(
+    mixture: MixturePrior,
+    labels: Array,
+    e_t: Float[Array, "draw galaxy mode"],
+    sigma: Float[Array, ""],
+    *,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, "draw galaxy mode"], Float[Array, "draw galaxy mode mode"]]:
+    """Draw of e given e_t and the labels, without data, and its covariance."""
+    vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
+    gain = values / (values + sigma**2)
+    narrow = gain * sigma**2
+    covariance = (vectors * narrow[:, None, :]) @ vectors.transpose(0, 2, 1)
+    center, axes = jnp.asarray(mixture.centers)[labels], vectors[labels]
+    step = jnp.einsum("nkd,nkde->nke", e_t - center, axes) * gain[labels]
+    step = step + jnp.sqrt(narrow)[labels] * jax.random.normal(
+        key, e_t.shape, e_t.dtype
+    )
+    return center + jnp.einsum("nkde,nke->nkd", axes, step), covariance[labels]

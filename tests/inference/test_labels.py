@@ -1,0 +1,95 @@
+"""Draws with labels of components, against exact posteriors of mixtures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.inference.test_gibbs import likelihood_of, swapping_pair
+from tests.inference.test_posterior import make_prior
+
+from blendem.inference import labels
+from blendem.inference.sampler import SamplerSettings, sample
+from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior, exact_posterior
+from blendem.prior.network import LatentNetwork
+
+DRAWS = 2048
+
+
+def draws_of(prior, likelihood, key, **choices):
+    settings = SamplerSettings(**choices)
+    return sample(prior, [likelihood], DRAWS, settings, keys=[key])[0].e
+
+
+def test_ambiguous_galaxies_swap_places(key):
+    """Either of two galaxies may be the bright one, as the data tell only the sum."""
+    prior, likelihood, exact = swapping_pair()
+    weights = exact.mode_weights(draws_of(prior, likelihood, key))
+    # 2048 draws: the standard error of a weight is 0.011.
+    np.testing.assert_allclose(weights, exact.weights, atol=0.05)
+    assert weights[0] + weights[3] < 0.01  # both the same: 0.2 % by the data
+    # Moment matching takes the places between the components for galaxies.
+    matched = draws_of(prior, likelihood, key, predictor="draw")
+    wrong = exact.mode_weights(matched)
+    assert wrong[0] + wrong[3] > 0.03
+
+
+@pytest.mark.parametrize("noise", [0.05, 1.0])
+def test_three_galaxies_and_components_of_any_shape(noise, rng, key):
+    d, galaxies = 3, 3
+    turn = np.linalg.qr(rng.normal(size=(3, d, d)))[0]
+    shapes = (turn * rng.uniform(0.05, 1.5, (3, 1, d))) @ turn.transpose(0, 2, 1)
+    prior = MixturePrior.of([0.2, 0.5, 0.3], 2 * rng.normal(size=(3, d)), shapes)
+    A = rng.normal(size=(5, galaxies * d)) / noise
+    truth = np.asarray(prior.sample(galaxies, key=jax.random.key(3))).ravel()
+    likelihood = likelihood_of(A, A @ truth + rng.normal(size=5), galaxies)
+    exact = exact_posterior(prior, likelihood.factor, likelihood.target)
+    e = draws_of(prior, likelihood, key)
+    weights = exact.mode_weights(e)
+    assert 0.5 * np.abs(weights - exact.weights).sum() < 0.05
+    flat = e.reshape(DRAWS, -1)
+    sd = np.sqrt(np.diag(exact.covariance))
+    # The error of a mean is 0.022.
+    assert np.abs((flat.mean(axis=0) - exact.mean) / sd).max() < 0.12
+    np.testing.assert_allclose(flat.var(axis=0) / sd**2, 1, atol=0.2)
+
+
+def test_a_sweep_keeps_exact_draws_exact(rng, key):
+    """One galaxy, one level: the sweep alone draws from the posterior given e_t."""
+    prior = MixturePrior.of([0.3, 0.7], [[-1.2, 0.3], [0.8, -0.2]], [0.1, 0.3])
+    likelihood = likelihood_of(np.array([[1.5, 0.4]]), np.array([0.2]), 1)
+    noisy, sigma = np.array([-0.4, 0.6]), 0.8
+    # The noisy state is two more data.
+    both = np.column_stack([likelihood.factor, np.eye(2) / sigma])
+    exact = exact_posterior(
+        prior, both, np.concatenate([likelihood.target, noisy / sigma])
+    )
+    known = labels.spectra(labels.precisions(prior), likelihood.factor)
+    known = jax.tree.map(lambda x: jnp.asarray(x, float), known)
+    n = 20000
+    chosen, e = labels.sweep(
+        prior,
+        known,
+        jnp.asarray(likelihood.factor),
+        jnp.asarray(likelihood.target),
+        jnp.tile(jnp.asarray(noisy)[None, None], (n, 1, 1)),
+        jnp.asarray(rng.normal(size=(n, 1, 2))),  # wherever it begins
+        jnp.asarray(sigma),
+        key=key,
+    )
+    share = np.bincount(np.asarray(chosen)[:, 0], minlength=2) / n
+    np.testing.assert_allclose(share, exact.weights, atol=5 * 0.5 / n**0.5)
+    sd = np.sqrt(np.diag(exact.covariance))
+    flat = np.asarray(e)[:, 0]
+    assert np.abs((flat.mean(axis=0) - exact.mean) / sd).max() < 5 / n**0.5
+    np.testing.assert_allclose(flat.var(axis=0) / sd**2, 1, atol=0.05)
+
+
+def test_only_mixtures_have_labels(rng, key):
+    mixture = MixturePrior.of([1.0], np.zeros((1, 4)), np.ones(1))
+    gaussian = make_prior(rng)
+    assert labels.mixture_of(mixture) is mixture
+    assert labels.mixture_of(LatentPrior(gaussian, mixture)) is mixture
+    corrected = LatentPrior(gaussian, mixture, LatentNetwork(4, 8, 1, key=key))
+    assert labels.mixture_of(corrected) is None
+    assert labels.mixture_of(gaussian) is None
