@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blendem.inference.gibbs import GibbsSettings, sample_gibbs
 from blendem.inference.likelihood import LatentLikelihood
 from blendem.inference.sampler import SamplerSettings, sample
 from blendem.prior.mixture import MixturePosterior, MixturePrior, exact_posterior
-from blendem.prior.schedule import noise_levels
 from blendem.rng import stage_key
 
 COMMAND = (
@@ -39,7 +37,7 @@ SHAPES = ((2, 2, 1), (2, 2, 2), (4, 3, 1), (4, 3, 2), (4, 3, 3), (16, 4, 2))
 # Distance of two components over the standard deviation of one, before whitening.
 SEPARATIONS = {"overlapping": 2.0, "separated": 6.0}
 MAIN = SamplerSettings()
-REFINE = GibbsSettings(sweeps=30, hold=5, rho_max=1.0, resample=True)
+MATCHED = MAIN._replace(predictor="draw")
 
 
 class Case(NamedTuple):
@@ -116,51 +114,6 @@ def draw_case(shape: tuple[int, int, int], separation: str, data: str) -> Case:
     return Case(name, priors, likelihoods, exact)
 
 
-@jax.jit
-def _full_covariance(prior, factor, target, levels, e, key):
-    """The main sampler with the full covariance of the denoiser and dense solves."""
-    n, galaxies, d = e.shape
-
-    def conditional(e, sigma, key):
-        one, two = jax.random.split(key)
-        mean, V = prior.denoise_full(e, sigma)
-        root = jnp.linalg.cholesky(V)
-        xi = jax.random.normal(one, e.shape, e.dtype)
-        prior_draw = mean + jnp.einsum("nkij,nkj->nki", root, xi)
-        L = factor.reshape(galaxies, d, -1)
-        VL = jnp.einsum("nkij,kjr->nkir", V, L).reshape(n, galaxies * d, -1)
-        C = jnp.eye(L.shape[-1], dtype=e.dtype)[None] + factor.T[None] @ VL
-        white = jax.random.normal(two, (n, L.shape[-1]), e.dtype)
-        rhs = target[None] + white - prior_draw.reshape(n, -1) @ factor
-        a = jnp.linalg.solve(C, rhs[..., None])
-        return prior_draw + (VL @ a)[..., 0].reshape(e.shape)
-
-    def step(e, inputs):
-        sigma, lower, key = inputs
-        one, two = jax.random.split(key)
-        keep = (lower / sigma) ** 2
-        e_0 = conditional(e, sigma, one)
-        noise = jax.random.normal(two, e.shape, e.dtype)
-        return keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise, None
-
-    last, loop = jax.random.split(key)
-    keys = jax.random.split(loop, len(levels) - 1)
-    e, _ = jax.lax.scan(step, e * levels[0], (levels[:-1], levels[1:], keys))
-    return conditional(e, levels[-1], last)
-
-
-def full_covariance(prior, likelihood, key) -> np.ndarray:
-    """Draws by moment matching with the full covariance, in double precision."""
-    first, key = jax.random.split(key)
-    shape = (DRAWS, likelihood.n_galaxies, likelihood.n_latent)
-    levels = noise_levels(MAIN.steps, MAIN.sigma_max, MAIN.sigma_min)
-    factor, target = jnp.asarray(likelihood.factor), jnp.asarray(likelihood.target)
-    e = jax.random.normal(first, shape, factor.dtype)
-    return np.asarray(
-        _full_covariance(prior, factor, target, jnp.asarray(levels), e, key)
-    )
-
-
 def samplers() -> dict:
     """Name and function `(prior, likelihood, exact, key) -> draws` of every sampler."""
 
@@ -177,14 +130,6 @@ def samplers() -> dict:
 
         return run
 
-    def refined(prior, likelihood, exact, key):
-        one, two = jax.random.split(key)
-        start = [sample(prior, [likelihood], DRAWS, MAIN, keys=[one])[0].e]
-        draws = sample_gibbs(
-            prior, [likelihood], DRAWS, REFINE, keys=[two], start=start
-        )
-        return draws[0].e
-
     def draw_exact(prior, likelihood, exact, key):
         seed = int(jax.random.bits(key))
         return exact.draw(DRAWS, np.random.default_rng(seed))
@@ -192,12 +137,11 @@ def samplers() -> dict:
     return {
         "exact": draw_exact,
         "main": main(MAIN),
-        "main_256_steps": main(MAIN._replace(steps=256)),
-        "main_corrector": main(MAIN._replace(corrector=0.1)),
-        "main_full_covariance": lambda p, x, _, key: full_covariance(p, x, key),
+        "main_128_steps": main(MAIN._replace(steps=128)),
+        "moment_matching": main(MATCHED),
+        "moment_matching_128_steps": main(MATCHED._replace(steps=128)),
         "gibbs": gibbs(GibbsSettings()),
         "gibbs_resampled": gibbs(GibbsSettings(resample=True)),
-        "main_refined": refined,
     }
 
 

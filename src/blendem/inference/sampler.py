@@ -1,19 +1,21 @@
 """Joint posterior draws of all galaxies of a blend by the reverse diffusion.
 
-The state is `e_t = e + sigma n`, the whitened coordinates of all galaxies with noise. Under
-moment matching (Rozet et al. 2024, arXiv 2405.13712) the prior given `e_t` is taken as
-N(D, V), with the denoiser's mean and covariance, so that together with the data
-`h = L^T e + n` (`likelihood.LatentLikelihood`) it is Gaussian again:
+The state is `e_t = e + sigma n`, the whitened coordinates of all galaxies with noise. The
+predictor draws `e_0` from the posterior given `e_t` and the data `h = L^T e + n`
+(`likelihood.LatentLikelihood`) at every level, and then `e_t'` of the next level from the known
+Gaussian between `e_t` and `e_0`. How `e_0` is drawn depends on the prior:
 
-    mean = D + V L C^-1 (h - L^T D),   C = 1 + L^T V L.
+- A mixture: one Gibbs sweep over the components of all galaxies and `e_0`, exact up to
+  mixing (`labels`).
+- Any denoiser, under moment matching (Rozet et al. 2024, arXiv 2405.13712): the prior given `e_t`
+  is taken as N(D, V), with the denoiser's mean and covariance, so that together with the data it
+  is Gaussian again: `mean = D + V L C^-1 (h - L^T D)`, `C = 1 + L^T V L`. A draw is one given
+  `e_t` moved by the data (Matheron's rule: the same solve with the draw for D and a perturbed
+  right side). Exact for a Gaussian prior, and without data for a mixture, in any number of
+  steps.
 
-V is the full covariance of the mixture inside the prior: its diagonal alone takes directions in
-which galaxies hardly vary for broad ones, and costs a tenth of the accuracy of fluxes
-(docs/calibration.md). The predictor draws `e_0` at every level: a draw of the prior given
-`e_t`, exact for a mixture, moved by the data (Matheron's rule: the same solve with the draw for D
-and a perturbed right side). Then it draws `e_t'` from the known Gaussian between `e_t` and `e_0`.
-Exact for a Gaussian prior, and without data for a mixture, in any number of steps. The other one follows the probability-flow equation with the mean, and draws at the last
-level only; its draws came out too wide.
+A third predictor, "multistep", follows the probability-flow equation with that mean, and draws at
+the last level only; its draws came out too wide.
 """
 
 from collections.abc import Sequence
@@ -57,8 +59,9 @@ class SamplerSettings(NamedTuple):
             for a mixture up to mixing (`labels`); priors that are none take "draw": through a
             draw of e_0 under moment matching, exact for a Gaussian prior; "multistep": deterministic, through the posterior mean of this level and
             the one before (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095).
-        corrector: Step of the Langevin corrector, in units of sigma^2; 0: no corrector.
-        covariance: "full": with the correlations that the prior knows; "diagonal":
+        corrector: Step of the Langevin corrector, in units of sigma^2; 0: no corrector. Its
+            drift is that of moment matching, so "labels" are no longer exact with it.
+        covariance: Of moment matching; "full": with the correlations that the prior knows; "diagonal":
             variances only, which is cheaper and takes directions that the prior has narrow
             for broad ones.
         iterations: Most conjugate-gradient iterations of a solve.
