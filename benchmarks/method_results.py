@@ -220,6 +220,7 @@ def read_map(run: Path, profile: str = "sersic", stamp: int = 49) -> MethodResul
         )
     keyed = fitted.set_index(["field", "id"])
     rows = cutouts.sources
+    fields = {k: v for _, chunk in cutouts.chunks for k, v in chunk.fields.items()}
     side = stamp + WINDOW_MARGIN
     low = window_corner(rows[["y", "x"]].to_numpy(), side)
     observed = np.full((len(rows), len(names), side, side), np.nan, np.float32)
@@ -229,9 +230,7 @@ def read_map(run: Path, profile: str = "sersic", stamp: int = 49) -> MethodResul
         if blend is None:
             continue
         begin = cutouts.blends.loc[row, ["corner_y", "corner_x"]].to_numpy(int)
-        scale = float(
-            cutouts.chunks[0][1].fields[members["field"].iloc[0]]["pixel_scale"]
-        )
+        scale = float(fields[members["field"].iloc[0]]["pixel_scale"])
         for k, source in members.iterrows():
             f = keyed.loc[(source["field"], source["id"])]
             first = blend.observations[0]

@@ -3,6 +3,6 @@
 # usage: share_run.sh FROM TO
 set -eu
 mkdir -p "$2/prior"
-for part in fields truth stamps blends statistics map prior/basis.eqx; do
+for part in checked.json fields truth stamps blends statistics map prior/basis.eqx; do
 	if [ -e "$1/$part" ]; then cp -aln "$1/$part" "$(dirname "$2/$part")/"; fi
 done
