@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from blendem.io.h5 import read_h5, write_h5
+from blendem.io.h5 import open_h5, read_h5, write_h5
 from blendem.io.table import InputError
 
 
@@ -82,3 +82,13 @@ def test_missing_and_damaged_files(tmp_path, arrays):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"a\.h5: damaged.*run again"):
         read_h5(path)
+
+
+def test_large_rows_are_stored_apart(tmp_path):
+    """Reading one blend of a stack must not read the others."""
+    image = np.random.default_rng(1).normal(size=(3, 200, 200))
+    write_h5(tmp_path / "a.h5", {"stack": {"image": image, "small": np.zeros((9, 90))}})
+    with open_h5(tmp_path / "a.h5") as file:
+        assert file["stack/image"].chunks == (1, 200, 200)
+        assert file["stack/small"].chunks == (9, 90)
+        np.testing.assert_array_equal(file["stack"]["image"][1], image[1])

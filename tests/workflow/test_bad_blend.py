@@ -129,3 +129,27 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
         assert np.isfinite(rows[name][1:]).all(), name
     evidence = np.isfinite(rows["log_evidence"][1:])
     assert (evidence == (prior == "basis.eqx")).all()
+
+
+@pytest.mark.slow
+def test_portions_do_not_change_the_draws(run, script):
+    folder, _, infer, _ = run
+    found = []
+    for size in (1, 64):
+        module = script("sample_posterior")
+        module.PORTION = size
+        output = folder / f"portion_{size}.h5"
+        module.main(
+            folder / "blends.h5",
+            folder / "statistics.h5",
+            folder / "latent.eqx",
+            output,
+            infer,
+            1,
+        )
+        found.append(read_h5(output)[0])
+    assert np.isfinite(found[0]["z"]).any()
+    np.testing.assert_array_equal(found[0]["z"], found[1]["z"])
+    np.testing.assert_array_equal(
+        found[0]["blends"]["chi2"], found[1]["blends"]["chi2"]
+    )

@@ -1,5 +1,6 @@
 """Joint posterior draws of every blend of a chunk, and what the sampler says about them."""
 
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ from blendem.prior.gaussian import GaussianPrior
 from blendem.rng import stage_key, stage_rng
 
 LOG = logging.getLogger(__name__)
+# Blends whose matrices are in memory at once.
+PORTION = 64
 DIAGNOSTICS = (
     "solve_residual",
     "unconverged",
@@ -49,15 +52,6 @@ def main(
     d, n = len(model.mean), len(data.sources["id"])
     rows = data.blends
     n_blends = len(rows["field"])
-    given, names = {}, {}
-    for row, s in enumerate(read_statistics(statistics, data)):
-        names[row] = f"{rows['field'][row]}/{rows['number'][row]}"
-        if s is not None:
-            given[row] = s
-        elif rows["stack"][row] >= 0:
-            LOG.warning("%s: statistics are not finite", names[row])
-    tier = _exact if isinstance(model, GaussianPrior) else _sampled
-    results, notes = tier(given, names, model, infer, seed)
     out = {
         "mean": np.full((n, d), np.nan),
         "z": np.full((infer.samples, n, d), np.nan, np.float32),
@@ -68,30 +62,41 @@ def main(
     columns += ("negative_flux", *DIAGNOSTICS)
     per_blend = {name: np.full(n_blends, np.nan) for name in columns}
     sky = [np.zeros(0)] * n_blends
-    for row, values in notes.items():
-        for name, value in zip(DIAGNOSTICS, values, strict=True):
-            per_blend[name][row] = value
-    for row, p in results.items():
-        members = np.flatnonzero(data.sources["blend"] == row)
-        members = members[np.argsort(data.sources["slot"][members])]
-        k = len(members)
-        z = p.draws[:, : k * d].reshape(-1, k, d)
-        out["mean"][members] = p.mean[: k * d].reshape(k, d)
-        out["z"][:, members] = z
-        rest, sd = p.mean[k * d :], p.sd[k * d :]
-        if len(rest) >= 2 * k:  # shift modes, in units of their prior deviation
-            out["shift"][members] = rest[: 2 * k].reshape(k, 2)
-            out["shift_sd"][members] = sd[: 2 * k].reshape(k, 2)
-            rest = rest[2 * k :]
-        sky[row] = rest
-        per_blend["chi2"][row] = p.chi2_of_mean
-        per_blend["effective"][row] = p.effective
-        per_blend["log_evidence"][row] = p.log_evidence
-        per_blend["n_data"][row] = given[row].n_data
-        per_blend["chi2_draws"][row] = p.chi2_of_draws
-        per_blend["negative_flux"][row] = negative_flux_fraction(
-            model.basis, z, np.asarray(given[row].is_star, bool)
-        )
+    tier = _exact if isinstance(model, GaussianPrior) else _sampled
+    stream = enumerate(read_statistics(statistics, data))
+    while portion := list(itertools.islice(stream, PORTION)):
+        given, names = {}, {}
+        for row, s in portion:
+            names[row] = f"{rows['field'][row]}/{rows['number'][row]}"
+            if s is not None:
+                given[row] = s
+            elif rows["stack"][row] >= 0:
+                LOG.warning("%s: statistics are not finite", names[row])
+        results, notes = tier(given, names, model, infer, seed)
+        for row, values in notes.items():
+            for name, value in zip(DIAGNOSTICS, values, strict=True):
+                per_blend[name][row] = value
+        for row, p in results.items():
+            members = np.flatnonzero(data.sources["blend"] == row)
+            members = members[np.argsort(data.sources["slot"][members])]
+            k = len(members)
+            z = p.draws[:, : k * d].reshape(-1, k, d)
+            out["mean"][members] = p.mean[: k * d].reshape(k, d)
+            out["z"][:, members] = z
+            rest, sd = p.mean[k * d :], p.sd[k * d :]
+            if len(rest) >= 2 * k:  # shift modes, in units of their prior deviation
+                out["shift"][members] = rest[: 2 * k].reshape(k, 2)
+                out["shift_sd"][members] = sd[: 2 * k].reshape(k, 2)
+                rest = rest[2 * k :]
+            sky[row] = rest
+            per_blend["chi2"][row] = p.chi2_of_mean
+            per_blend["effective"][row] = p.effective
+            per_blend["log_evidence"][row] = p.log_evidence
+            per_blend["n_data"][row] = given[row].n_data
+            per_blend["chi2_draws"][row] = p.chi2_of_draws
+            per_blend["negative_flux"][row] = negative_flux_fraction(
+                model.basis, z, np.asarray(given[row].is_star, bool)
+            )
     width = max(map(len, sky), default=0)
     out["sky"] = np.array([np.pad(x, (0, width - len(x))) for x in sky]).reshape(
         n_blends, width

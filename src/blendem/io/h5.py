@@ -1,7 +1,8 @@
 """Nested dictionaries of arrays as HDF5 files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from blendem.io.table import InputError
 
 # Smaller datasets are stored as they are: the filter would cost more than it saves.
 COMPRESSED_FROM = 4096  # bytes
+# Whole rows are stored together, about as much at once, so that reading a row reads no other.
+CHUNK = 2**18  # bytes
 # Attributes that HDF5 has no type for are stored as JSON behind this mark.
 JSON_MARK = "json:"
 
@@ -57,24 +60,35 @@ def read_h5(
     Raises:
         InputError: If the file is missing or damaged, or lacks one of `only`.
     """
+    with open_h5(path) as file:
+        missing = [key for key in only or () if key not in file]
+        if missing:
+            raise InputError(
+                f"{path}: lacks {', '.join(missing)}, it has {', '.join(file)}; it was"
+                " made by another version: remove it and run again"
+            )
+        arrays = {key: _read(file[key]) for key in (file if only is None else only)}
+        attrs = {key: _attribute(value) for key, value in file.attrs.items()}
+    return arrays, attrs
+
+
+@contextmanager
+def open_h5(path: str | Path) -> Iterator[h5py.File]:
+    """A file to read from, closed at the end.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the rule that makes it")
     try:
         with h5py.File(path, "r") as file:
-            missing = [key for key in only or () if key not in file]
-            if missing:
-                raise InputError(
-                    f"{path}: lacks {', '.join(missing)}, it has {', '.join(file)}; it was"
-                    " made by another version: remove it and run again"
-                )
-            arrays = {key: _read(file[key]) for key in (file if only is None else only)}
-            attrs = {key: _attribute(value) for key, value in file.attrs.items()}
+            yield file
     except OSError as error:
         raise InputError(
             f"{path}: damaged or not HDF5 ({error}); remove it and run again"
         ) from None
-    return arrays, attrs
 
 
 def _write_group(group: h5py.Group, arrays: Mapping[str, Any], where: str) -> None:
@@ -108,7 +122,12 @@ def _write_array(group: h5py.Group, key: str, array: np.ndarray, name: str) -> N
     options = {}
     if array.nbytes >= COMPRESSED_FROM and array.ndim:
         # lzf is fast; shuffling bytes is what makes floats compressible at all.
-        options = {"compression": "lzf", "shuffle": True}
+        rows = max(1, min(len(array), CHUNK // max(1, array[0].nbytes)))
+        options = {
+            "compression": "lzf",
+            "shuffle": True,
+            "chunks": (rows, *array.shape[1:]),
+        }
     group.create_dataset(key, data=array, **options)
 
 
