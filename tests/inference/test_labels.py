@@ -64,7 +64,7 @@ def test_a_sweep_keeps_exact_draws_exact(rng, key):
     exact = exact_posterior(
         prior, both, np.concatenate([likelihood.target, noisy / sigma])
     )
-    known = labels.spectra(labels.precisions(prior), likelihood.factor)
+    known = labels.spectra(prior, labels.precisions(prior), likelihood.factor)
     known = jax.tree.map(lambda x: jnp.asarray(x, float), known)
     n = 20000
     chosen, e = labels.sweep(

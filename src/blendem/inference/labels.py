@@ -26,13 +26,20 @@ from blendem.prior.mixture import MixturePrior
 class Spectra(NamedTuple):
     """Eigenpairs of `S_c^-1 + H_k`; of several blends with a leading axis.
 
+    The force on a galaxy at e, with that of the data and of the noisy state f, is in the
+    eigenbasis `offset + (e, f) gains`: one product of matrices for all components.
+
     Attributes:
         values: `(galaxy, component, mode)`.
         vectors: `(galaxy, component, mode, mode)`, one eigenvector per column.
+        gains: `(galaxy, 2 mode, component mode)`.
+        offset: `(galaxy, component, mode)`.
     """
 
     values: Float[Array | np.ndarray, "*blend galaxy component mode"]
     vectors: Float[Array | np.ndarray, "*blend galaxy component mode mode"]
+    gains: Float[Array | np.ndarray, "*blend galaxy both_modes component_modes"]
+    offset: Float[Array | np.ndarray, "*blend galaxy component mode"]
 
 
 def mixture_of(prior) -> MixturePrior | None:
@@ -52,15 +59,28 @@ def precisions(mixture: MixturePrior) -> Float[np.ndarray, "component mode mode"
 
 
 def spectra(
+    mixture: MixturePrior,
     inverse: Float[np.ndarray, "component mode mode"],
     factor: Float[np.ndarray, "latent rank"],
 ) -> Spectra:
-    """Eigenpairs for the galaxies of one blend; float64 inside, float32 given."""
+    """For the galaxies of one blend; float64 inside, float32 given.
+
+    Args:
+        mixture: The prior of every galaxy.
+        inverse: Its `precisions`.
+        factor: L of the likelihood.
+    """
     d = inverse.shape[-1]
     blocks = np.asarray(factor, float).reshape(-1, d, factor.shape[-1])
     information = blocks @ blocks.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(inverse[None] + information[:, None])
-    return Spectra(np.maximum(values, 0).astype(np.float32), vectors.astype(np.float32))
+    inward = inverse[None] @ vectors
+    centers = np.asarray(mixture.centers, float)
+    offset = (centers[:, None, :] @ inward)[:, :, 0]
+    gains = np.concatenate([-inward, vectors], axis=2).transpose(0, 2, 1, 3)
+    gains = gains.reshape(len(blocks), 2 * d, -1)
+    parts = (np.maximum(values, 0), vectors, gains, offset)
+    return Spectra(*(x.astype(np.float32) for x in parts))
 
 
 def sweep(
@@ -92,28 +112,26 @@ def sweep(
     vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
     centers = jnp.asarray(mixture.centers)
     root = vectors / jnp.sqrt(values)[:, None, :]  # S^-1 = root root^T
-    inverse = root @ root.transpose(0, 2, 1)
-    # Centres along the roots, and times S^-1.
-    along = jnp.einsum("cd,cde->ce", centers, root)
-    pull = jnp.einsum("cde,ce->cd", root, along)
+    along = jnp.einsum("cd,cde->ce", centers, root)  # centres along the roots
+    root = root.transpose(1, 0, 2).reshape(d, -1)
     constant = jnp.log(jnp.asarray(mixture.weights)) - 0.5 * jnp.sum(
         jnp.log(values), axis=1
     )
 
     def one(residual, inputs):
-        block, lam, q, noisy, e_k, key = inputs
+        block, lam, q, gain, offset, noisy, e_k, key = inputs
         # Everything is relative to the present coordinates: no large numbers cancel.
-        u = along[None] - jnp.einsum("nd,cde->nce", e_k, root)
+        u = along[None] - (e_k @ root).reshape(draws, *along.shape)
         force = residual @ block.T + (noisy - e_k) / sigma**2
-        pulled = pull[None] - jnp.einsum("nd,cde->nce", e_k, inverse)
-        seen = jnp.einsum("ncd,cde->nce", pulled + force[:, None, :], q)
+        seen = jnp.concatenate([e_k, force], axis=1) @ gain
+        seen = offset[None] + seen.reshape(draws, *offset.shape)
         total = lam + sigma**-2
         log_p = constant - 0.5 * jnp.sum(jnp.log(total), axis=1)
         log_p = log_p[None] + 0.5 * (
             jnp.sum(seen**2 / total[None], axis=2) - jnp.sum(u**2, axis=2)
         )
         pick, noise = jax.random.split(key)
-        label = jax.random.categorical(pick, log_p)
+        label = _categorical(pick, log_p)
         chosen = jnp.take_along_axis(seen, label[:, None, None], axis=1)[:, 0]
         white = jax.random.normal(noise, chosen.shape, chosen.dtype)
         total = total[label]
@@ -124,14 +142,21 @@ def sweep(
     residual = target[None] - e.reshape(draws, -1) @ factor
     inputs = (
         factor.reshape(galaxies, d, -1),
-        known.values,
-        known.vectors,
+        *known,
         e_t.swapaxes(0, 1),
         e.swapaxes(0, 1),
         jax.random.split(key, galaxies),
     )
     _, (labels, e) = jax.lax.scan(one, residual, inputs)
     return labels.T, e.swapaxes(0, 1)
+
+
+def _categorical(key, log_p):
+    """Draw of one category per row: one random number each, not one per category."""
+    up_to = jnp.cumsum(jax.nn.softmax(log_p, axis=1), axis=1)
+    uniform = jax.random.uniform(key, (len(log_p), 1), log_p.dtype)
+    label = jnp.sum(up_to < uniform * up_to[:, -1:], axis=1)
+    return jnp.minimum(label, log_p.shape[1] - 1)
 
 
 def draw_labelled(
