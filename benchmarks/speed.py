@@ -1,6 +1,6 @@
 """How long posteriors of blends of four galaxies take, beside scarlet2's fit of the same blends.
 
-    .venv-peers/bin/python benchmarks/speed.py results/calibration_latent
+    make calibration && make benchmark-speed
 
 One process times, per blend and without compilation: sufficient statistics, draws (`--draws`)
 with 32 and with 64 levels, and the MAP of scarlet2 on the same pixels, by the recipe of
