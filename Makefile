@@ -23,7 +23,7 @@ export MPLBACKEND := Agg
 export OPENBLAS_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: calibration help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: calibration em help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -32,8 +32,9 @@ help:
 	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
 	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
-	@echo 'smoke      the smallest run through every rule: results/smoke/'
+	@echo 'smoke      the smallest runs through every rule: results/smoke/, results/smoke_em/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
+	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
 	@echo 'lock       choose new versions from envs/*.in'
@@ -69,6 +70,7 @@ demo: $(STAMP)
 
 smoke: $(STAMP)
 	$(SNAKEMAKE) --configfile config/smoke.yaml
+	$(SNAKEMAKE) --configfile config/smoke_em.yaml
 
 # Snakemake runs scripts in this folder, while paths in a table start from the table's: the
 # variable is made absolute.
@@ -114,6 +116,19 @@ calibration: $(STAMP)
 	$(SNAKEMAKE) $(CALIBRATED) --rerun-triggers mtime \
 		--configfile config/calibration_gaussian.yaml
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
+
+# EM on simulated blends: from a wrong prior, and from the right one. Hours on two cores.
+EM_PARTS := checked.json fields truth blends statistics em/split prior/basis.eqx
+
+em: $(STAMP)
+	$(SNAKEMAKE) results/em_basis/prior/basis.eqx --configfile config/em_basis.yaml
+	$(SNAKEMAKE) results/em_oracle/em/laps.csv --configfile config/em_oracle.yaml
+	for run in em_repair em_idempotence; do \
+	  benchmarks/share_run.sh results/em_oracle results/$$run $(EM_PARTS) && \
+	  $(SNAKEMAKE) results/$$run/em/laps.csv --rerun-triggers mtime \
+	    --configfile config/$$run.yaml || exit 1; \
+	done
+	$(BIN)/python benchmarks/em.py
 
 # scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.
 PEERS := .venv-peers

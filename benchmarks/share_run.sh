@@ -1,8 +1,15 @@
 #!/bin/sh
-# What does not depend on the tier of the prior is the same in both runs: hard links.
-# usage: share_run.sh FROM TO
+# What does not depend on the prior is the same in both runs: hard links.
+# usage: share_run.sh FROM TO [PART...]
 set -eu
-mkdir -p "$2/prior"
-for part in checked.json fields truth stamps blends statistics map prior/basis.eqx; do
-	if [ -e "$1/$part" ]; then cp -aln "$1/$part" "$(dirname "$2/$part")/"; fi
+from=$1 to=$2
+shift 2
+if [ $# -eq 0 ]; then
+	set -- checked.json fields truth stamps blends statistics map prior/basis.eqx
+fi
+for part in "$@"; do
+	if [ -e "$from/$part" ]; then
+		mkdir -p "$(dirname "$to/$part")"
+		cp -aln "$from/$part" "$(dirname "$to/$part")/"
+	fi
 done

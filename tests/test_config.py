@@ -127,13 +127,15 @@ def test_the_unet_tier_is_not_part_of_the_workflow():
     assert "prior.tier: unet" in text and "use latent or gaussian" in text
 
 
-def test_laps_of_em_need_the_gaussian_tier():
-    text = message({"prior": {"tier": "latent"}, "em": {"laps": 2}})
-    assert "em.laps: 2 with prior.tier: latent" in text
-    assert "set em.laps: 0 or prior.tier: gaussian" in text
-    config = load_config({"prior": {"tier": "gaussian"}, "em": {"laps": 2}})
-    assert config.em.laps == 2
-    assert load_config({}).prior.tier == "latent" and load_config({}).em.laps == 0
+def test_em_needs_a_prior_that_it_can_refit():
+    network = {"tier": "latent", "network": {}}
+    text = message({"prior": network, "em": {"laps": 2}})
+    assert "em.laps: 2 with prior.network" in text and "leave `network` out" in text
+    for tier in ("gaussian", "latent"):
+        config = load_config({"prior": {"tier": tier}, "em": {"laps": 2}})
+        assert config.em.laps == 2
+    text = message({"prior": {"start": "a.eqx", "basis": "b.eqx"}})
+    assert "prior.basis: prior.start has a basis of its own" in text
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from pydantic import (
 # The names of `blendem.survey.instruments.INSTRUMENTS`, repeated here because importing
 # GalSim costs every Snakemake job a second; a test compares the two.
 InstrumentName = Literal["hsc_wide", "hsc_deep", "lsst_10yr", "hst_f814w"]
-Population = Literal["realistic", "wrong"]
+Population = Literal["realistic", "wrong", "broad"]
 # Directions beyond `prior.modes` of the range finder, `prior.pca.OVERSAMPLING`, and the
 # number of symmetric copies of a stamp, `prior.symmetry.N_SYMMETRIES`.
 PCA_OVERSAMPLING, N_SYMMETRIES = 24, 8
@@ -197,6 +197,12 @@ class PriorConfig(Section):
     start: OptionalPath = Field(
         None, description="path of a prior to start from; null: train one from stamps"
     )
+    basis: OptionalPath = Field(
+        None,
+        description="path of a prior whose basis and Gaussian moments are taken; null:"
+        " principal components of the stamps. EM cannot leave its basis, so that it should be"
+        " broader than the galaxies that it starts from",
+    )
     network: NetworkConfig | None = Field(
         None,
         description="network that corrects the mixture, trained by `train`; null: none,"
@@ -218,12 +224,33 @@ class PriorConfig(Section):
 class EMConfig(Section):
     """Improving the prior from the blended observations."""
 
-    laps: NonNegativeInt = Field(
-        0,
-        le=99,
-        description="laps, for the tier gaussian only; 0 keeps the first prior",
+    laps: NonNegativeInt = Field(0, le=99, description="laps; 0 keeps the first prior")
+    iterations: PositiveInt = Field(
+        4,
+        description="EM iterations within a lap: of E and M steps (gaussian), of the fit of"
+        " the mixture to the draws (latent)",
     )
-    iterations: PositiveInt = Field(4, description="EM iterations within a lap")
+    draws: PositiveInt = Field(8, description="posterior draws per blend; tier latent")
+    steps: PositiveInt = Field(
+        20, description="noise levels of the E step; tier latent"
+    )
+    rows: PositiveInt = Field(
+        40000, description="draws that the mixture is fitted to; tier latent"
+    )
+    broaden: NonNegativeFloat = Field(
+        0.1,
+        description="variance added to the first prior before lap 1 [variance of the basis];"
+        " what a prior excludes is never learned; tier latent",
+    )
+    held_out: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="part of the blends that EM never sees, to watch it; tier latent",
+    )
+    pixels_out: float = Field(
+        0.2, gt=0, lt=1, description="part of their pixels that is predicted"
+    )
     max_chi2: PositiveFloat = Field(
         1.3,
         description="blends whose chi2 under the first prior is above this times its"
@@ -414,11 +441,13 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             "prior.tier: unet is a library call so far (prior.train_unet), not part of the"
             " workflow; use latent or gaussian"
         )
-    if config.em.laps and config.prior.tier != "gaussian":
+    if config.em.laps and config.prior.network is not None:
         yield (
-            f"em.laps: {config.em.laps} with prior.tier: {config.prior.tier}; EM of"
-            " diffusion tiers is not available yet; set em.laps: 0 or prior.tier: gaussian"
+            f"em.laps: {config.em.laps} with prior.network; EM refits the mixture, and a network"
+            " would correct another one; leave `network` out, or set em.laps: 0"
         )
+    if config.prior.start is not None and config.prior.basis is not None:
+        yield "prior.basis: prior.start has a basis of its own; leave one of them out"
     if bands is not None and config.infer.reference_band not in bands:
         yield (
             f"infer.reference_band: {config.infer.reference_band!r} is not among"

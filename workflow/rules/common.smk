@@ -38,6 +38,8 @@ FIELDS = list(dict.fromkeys(row.field for row in ROWS))
 CHUNKS = min(CONFIG.chunks, len(FIELDS))
 SIMULATED = CONFIG.fields is None
 LAPS = CONFIG.em.laps
+# Laps that have an evidence in closed form.
+GAUSSIAN_LAPS = LAPS if CONFIG.prior.tier == "gaussian" else 0
 # Training stamps have the bands and pixels of this instrument, for real fields too.
 INSTRUMENT = CONFIG.simulate.instrument
 BANDS = list(CONFIG.frame.bands or INSTRUMENTS[INSTRUMENT].bands)

@@ -16,7 +16,9 @@ rule score:
         truths=expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else [],
         prior=prior_of(LAPS),
         chunks=all_chunks("measured/{chunk}.h5"),
-        evidence=[f"{OUT}/evidence/{lap:02d}.csv" for lap in range(1, LAPS + 1)],
+        evidence=[
+            f"{OUT}/evidence/{lap:02d}.csv" for lap in range(1, GAUSSIAN_LAPS + 1)
+        ],
     output:
         sources=f"{OUT}/scores/sources.csv",
         blends=f"{OUT}/scores/blends.csv",
@@ -29,7 +31,7 @@ rule score:
         "../../envs/blendem.yaml"
     params:
         reference_band=CONFIG.infer.reference_band,
-        last_lap=LAPS,
+        last_lap=GAUSSIAN_LAPS,
     script:
         "../scripts/score.py"
 

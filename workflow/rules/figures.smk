@@ -8,8 +8,10 @@ SHOWN = FIELDS[0]
 FIGURES = ["field", "blends", "sources", "chi2", "prior"]
 if TRAINED:
     FIGURES += ["training"]
-if LAPS:
+if GAUSSIAN_LAPS:
     FIGURES += ["evidence"]
+elif LAPS:
+    FIGURES += ["em"]
 if SIMULATED:
     FIGURES += ["flux_error", "coverage"]
 

@@ -1,8 +1,9 @@
-# The basis and prior 00 from stamps, and EM: one rule, unrolled over laps, so that the graph
-# stays acyclic and more laps plan only the new ones.
+# The basis and prior 00 from stamps.
 
 STAMPS = expand(f"{OUT}/stamps/{{chunk}}.npy", chunk=range(CONFIG.stamps.chunks))
 # A denoiser is trained unless there is one already.
+# A prior whose basis and moments are taken.
+GIVEN = CONFIG.prior.start or CONFIG.prior.basis
 TRAINED = CONFIG.prior.tier != "gaussian" and START_TIER in (None, "gaussian")
 
 
@@ -15,8 +16,8 @@ rule fit_basis:
             "prior/symmetry",
             "io/priors",
         ),
-        stamps=[] if CONFIG.prior.start else STAMPS,
-        start=CONFIG.prior.start or [],
+        stamps=[] if GIVEN else STAMPS,
+        start=GIVEN or [],
     output:
         basis=BASIS,
     log:
@@ -69,26 +70,3 @@ rule train_prior:
         checkpoint=f"{OUT}/checkpoints/train_prior.ckpt",
     script:
         "../scripts/train_prior.py"
-
-
-rule em_lap:
-    input:
-        code=modules("inference/em", "inference/posterior", "prior/symmetry"),
-        blends=all_chunks("blends/{chunk}.h5"),
-        statistics=all_chunks("statistics/{chunk}.h5"),
-        prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
-    output:
-        # Lap 00 belongs to train_prior.
-        prior=f"{OUT}/prior/{{lap,(?!00)\\d\\d}}.eqx",
-        evidence=f"{OUT}/evidence/{{lap}}.csv",
-    log:
-        f"{OUT}/logs/em_lap/{{lap}}.log",
-    benchmark:
-        f"{OUT}/benchmarks/em_lap/{{lap}}.tsv"
-    conda:
-        "../../envs/blendem.yaml"
-    params:
-        lap=lambda wildcards: int(wildcards.lap),
-        em=CONFIG.em.model_dump(exclude={"laps", "max_chi2"}),
-    script:
-        "../scripts/em_lap.py"

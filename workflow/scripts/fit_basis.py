@@ -30,10 +30,11 @@ def main(
     rng: np.random.Generator,
 ) -> None:
     """Principal components of the stamps, with amplitude and colour jitter."""
-    if config.start is not None:
-        prior, card = read_prior(config.start)
+    given = config.start or config.basis
+    if given is not None:
+        prior, card = read_prior(given)
         check_prior(
-            config.start,
+            given,
             prior,
             where="the configuration",
             bands=(*(frame.bands or ()), reference_band),
@@ -41,7 +42,7 @@ def main(
             pixel_scale=frame.pixel_scale,
             psf_sigma=frame.psf_sigma,
         )
-        write_prior(output, gaussian_of(prior), card | {"started_from": config.start})
+        write_prior(output, gaussian_of(prior), card | {"started_from": given})
         return
     images = np.concatenate([np.load(path) for path in stamps])
     digest = hashlib.sha256(images.tobytes()).hexdigest()

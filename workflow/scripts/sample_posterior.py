@@ -63,11 +63,12 @@ def main(
     per_blend = {name: np.full(n_blends, np.nan) for name in columns}
     sky = [np.zeros(0)] * n_blends
     tier = _exact if isinstance(model, GaussianPrior) else _sampled
+    called = data.names
     stream = enumerate(read_statistics(statistics, data))
     while portion := list(itertools.islice(stream, PORTION)):
         given, names = {}, {}
         for row, s in portion:
-            names[row] = f"{rows['field'][row]}/{rows['number'][row]}"
+            names[row] = called[row]
             if s is not None:
                 given[row] = s
             elif rows["stack"][row] >= 0:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blendem.blend import Blend
+from blendem.inference.amplitude import Amplitudes
 from blendem.inference.statistics import (
     BasisTransforms,
     Settings,
@@ -64,15 +65,13 @@ def transforms_of(stack: Blend, basis: Basis) -> tuple[BasisTransforms, ...]:
 
 
 @eqx.filter_jit
-def _statistics(blends, transforms, psf_sigma, n_bands, settings):
-    one = partial(
-        compute_statistics,
-        transforms=transforms,
-        n_bands=n_bands,
-        psf_sigma=psf_sigma,
-        settings=settings,
-    )
-    return jax.vmap(one)(blends)
+def _statistics(blends, amplitudes, transforms, psf_sigma, n_bands, settings):
+    def one(blend, amplitudes):
+        return compute_statistics(
+            blend, transforms, n_bands, psf_sigma, settings, amplitudes
+        )
+
+    return jax.vmap(one)(blends, amplitudes)
 
 
 def _most_pixels(variance: np.ndarray) -> int:
@@ -83,10 +82,15 @@ def _most_pixels(variance: np.ndarray) -> int:
 
 
 def statistics_of(
-    stack: Blend, basis: Basis, settings: Settings, batch: int
+    stack: Blend,
+    basis: Basis,
+    settings: Settings,
+    batch: int,
+    amplitudes: Amplitudes | None = None,
 ) -> dict[str, np.ndarray]:
     """`compute_statistics` of stacked blends: one compilation, flat memory.
 
+    Amplitudes are fitted unless they are given, with a leading axis for the blends.
     Returns the fields of `Statistics`, each with the stack's leading axis.
     """
     transforms = transforms_of(stack, basis)
@@ -94,10 +98,12 @@ def statistics_of(
     settings = settings._replace(pixels=pixels)
     psf_sigma = jnp.float32(basis.psf_sigma)
 
-    def program(blends):
-        return _statistics(blends, transforms, psf_sigma, len(basis.bands), settings)
+    def program(blends, amplitudes):
+        return _statistics(
+            blends, amplitudes, transforms, psf_sigma, len(basis.bands), settings
+        )
 
-    return run_batches(program, stack, batch)._asdict()
+    return run_batches(program, stack, batch, amplitudes)._asdict()
 
 
 @eqx.filter_jit

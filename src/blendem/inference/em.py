@@ -2,18 +2,30 @@
 
 Rozet et al. 2024 (arXiv 2405.13712) iterate posterior samples (E) and retraining (M); for a
 Gaussian prior both steps are closed form, and the evidence cannot fall (Dempster, Laird &
-Rubin 1977).
+Rubin 1977). For the diffusion tier the E step draws (`draw_galaxies`) and the M step is a fit
+(`prior.refit`).
 """
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import BlendStatistics, posterior
+from blendem.inference.sampler import Draws, SamplerSettings, sample
 from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.latent import LatentPrior
 from blendem.prior.symmetry import latent_symmetries, symmetrise_moments
+from blendem.rng import stage_key, stage_rng
+
+# Draws whose solves ended with a larger relative residual teach nothing.
+MAX_RESIDUAL = 0.1
+# Nor do those farther out than this, in units of the deviations of the Gaussian prior: the
+# longest of 20000 true galaxies has coordinates up to 60.
+MAX_COORDINATE = 100.0
 
 
 class Expectation(NamedTuple):
@@ -82,8 +94,9 @@ def maximization(
     """
     if total.count == 0:
         raise ValueError(
-            "EM has no galaxy to learn from: every source is a star or flagged. Check the"
-            " catalog's `type` column, or set em.laps to 0."
+            "EM has no galaxy to learn from: every source is a star or flagged, or no blend"
+            " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
+            " set em.laps to 0."
         )
     mean = total.first / total.count
     covariance = total.second / total.count - np.outer(mean, mean)
@@ -94,3 +107,89 @@ def maximization(
         )
         mean, covariance = symmetrise_moments(mean, covariance, representation)
     return GaussianPrior.from_moments(prior.basis, mean, covariance, floor)
+
+
+class GalaxyDraws(NamedTuple):
+    """Draws of the galaxies of some blends.
+
+    Attributes:
+        z: `(row, mode)`; a row is one draw of one galaxy.
+        log_amplitude: Of the galaxies, `(row,)`.
+        galaxies: Number of galaxies that have draws.
+        failed: Blends without a posterior.
+        diverged: Draws of blends that were dropped: not finite, not converged or far out.
+    """
+
+    z: Float[np.ndarray, "row mode"]
+    log_amplitude: Float[np.ndarray, " row"]
+    galaxies: int
+    failed: int
+    diverged: int
+
+
+def draw_galaxies(
+    blends: Sequence[BlendStatistics],
+    names: Sequence[str],
+    prior: LatentPrior,
+    n_draws: int,
+    steps: int,
+    stage: str,
+    seed: int,
+) -> GalaxyDraws:
+    """E step of the diffusion tier: joint posterior draws, and which of them are sound.
+
+    Args:
+        blends: Statistics of the blends.
+        names: Of the blends; random numbers follow from them.
+        prior: What the draws are made with.
+        n_draws: Per blend.
+        steps: Noise levels.
+        stage: Names the use of the random numbers.
+        seed: Of the run.
+    """
+    likelihoods, kept, failed = [], [], 0
+    for i, statistics in enumerate(blends):
+        try:
+            likelihoods.append(galaxy_likelihood(statistics, prior))
+            kept.append(i)
+        except (np.linalg.LinAlgError, ValueError):
+            failed += 1
+    found = sample(
+        prior,
+        likelihoods,
+        n_draws,
+        SamplerSettings(steps=steps),
+        keys=[stage_key(seed, f"{stage}/{names[i]}") for i in kept],
+    )
+    d = len(prior.mean)
+    z, log_amplitude = [np.zeros((0, d), np.float32)], [np.zeros(0)]
+    galaxies, diverged = 0, 0
+    for i, one in zip(kept, found, strict=True):
+        galaxy = np.flatnonzero(~np.asarray(blends[i].is_star, bool))
+        good = sound(one)
+        diverged += int((~good).sum())
+        if not good.any():
+            continue
+        rng = stage_rng(seed, f"{stage}/{names[i]}")
+        w = complete_draws(blends[i], prior, one.e[good], rng)
+        blocks = w[:, : len(blends[i].is_star) * d].reshape(len(w), -1, d)[:, galaxy]
+        z.append(blocks.reshape(-1, d).astype(np.float32))
+        log_amplitude.append(np.tile(blends[i].log_amplitude[galaxy], len(w)))
+        galaxies += len(galaxy)
+    return GalaxyDraws(
+        np.concatenate(z), np.concatenate(log_amplitude), galaxies, failed, diverged
+    )
+
+
+def sound(draws: Draws) -> np.ndarray:
+    """Which draws of a blend may teach a prior, `(draw,)` of bool."""
+    if not draws.residual <= MAX_RESIDUAL:
+        return np.zeros(len(draws.e), bool)
+    far = np.abs(draws.e).max(axis=(1, 2), initial=0.0) > MAX_COORDINATE
+    return ~draws.failed & ~far
+
+
+def is_held_out(names: Sequence[str], part: float, seed: int) -> np.ndarray:
+    """Choose blends by their names: others that come or go change nothing."""
+    numbers = [zlib.crc32(f"{seed}/held_out/{name}".encode()) for name in names]
+    return np.asarray(numbers, float) / 2**32 < part

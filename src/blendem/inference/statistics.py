@@ -16,7 +16,7 @@ import scipy.fft
 from jaxtyping import Array, Complex, Float
 
 from blendem.blend import Blend
-from blendem.inference.amplitude import fit_amplitudes
+from blendem.inference.amplitude import Amplitudes, fit_amplitudes
 from blendem.prior.gaussian import Basis
 from blendem.psf import frequencies, gaussian_transform
 from blendem.renderer import Renderer
@@ -128,6 +128,7 @@ def compute_statistics(
     n_bands: int,
     psf_sigma: Float[Array, ""],
     settings: Settings,
+    amplitudes: Amplitudes | None = None,
 ) -> Statistics:
     """Amplitudes, centres and sufficient statistics of one blend.
 
@@ -137,17 +138,19 @@ def compute_statistics(
         n_bands: Number of model bands.
         psf_sigma: Sigma of the model PSF [model pixel].
         settings: Static choices.
+        amplitudes: Take these, with their centres, instead of fitting them.
     """
     renderers = [Renderer.of(o, settings.stamp, psf_sigma) for o in blend.observations]
-    amplitudes = fit_amplitudes(
-        blend,
-        renderers,
-        [t.templates for t in transforms],
-        n_bands,
-        reference=settings.reference,
-        iterations=settings.iterations,
-        centroid_prior=settings.centroid_prior,
-    )
+    if amplitudes is None:
+        amplitudes = fit_amplitudes(
+            blend,
+            renderers,
+            [t.templates for t in transforms],
+            n_bands,
+            reference=settings.reference,
+            iterations=settings.iterations,
+            centroid_prior=settings.centroid_prior,
+        )
     n_sky = sum(len(o.band_index) for o in blend.observations) * (
         settings.sky_sigma > 0
     )

@@ -35,6 +35,12 @@ class BlendSet:
     fields: dict[str, dict[str, Any]]
     attrs: dict[str, Any]
 
+    @property
+    def names(self) -> list[str]:
+        """`field/number` of every blend: its name in logs and random numbers."""
+        columns = (self.blends["field"], self.blends["number"])
+        return [f"{field}/{number}" for field, number in zip(*columns, strict=True)]
+
     def blend(self, row: int) -> Blend | None:
         """The padded blend of a row of `blends`; None where it fits no bucket."""
         stack, index = int(self.blends["stack"][row]), int(self.blends["index"][row])

@@ -1,4 +1,4 @@
-"""Statistics and posteriors of blends on disk, one row per blend."""
+"""Statistics of blends on disk: stacked, one row per blend, or of a few blends."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,3 +52,15 @@ def unstack(
             n_modes=int(np.asarray(group["n_modes"])),
             log_amplitude=np.log(np.maximum(scale, np.finfo(float).tiny)) + zero,
         )
+
+
+def pack(statistics: BlendStatistics) -> dict[str, Any]:
+    """Arrays of one blend, for `write_h5`."""
+    return {k: v for k, v in statistics._asdict().items() if v is not None}
+
+
+def unpack(arrays: Mapping[str, Any]) -> BlendStatistics:
+    """What `pack` gave."""
+    values = {k: np.asarray(v) for k, v in arrays.items()}
+    plain = {k: float(values[k]) for k in ("r2", "log_norm", "n_data")}
+    return BlendStatistics(**values | plain | {"n_modes": int(values["n_modes"])})

@@ -19,11 +19,12 @@ def fit_mixture(
     components: int,
     iterations: int,
     watch: Callable[[int, float, MixturePrior], None] | None = None,
+    start: MixturePrior | None = None,
 ) -> MixturePrior:
     """Fit full covariances by EM (Dempster, Laird & Rubin 1977).
 
-    It starts from shells of equal numbers of rows by length, since galaxies of unit flux are a
-    mixture of scales, so there is no random start.
+    Without `start` it begins with shells of equal numbers of rows by length, since galaxies of
+    unit flux are a mixture of scales: there is no random start.
 
     Args:
         e: Whitened coordinates.
@@ -31,6 +32,7 @@ def fit_mixture(
         iterations: Of EM.
         watch: Called after every iteration with its number, the mean log density of the rows
             before it, up to a constant, and the mixture after it.
+        start: Mixture to begin with, of `components` components.
 
     Raises:
         ValueError: If there are fewer rows than components.
@@ -42,9 +44,15 @@ def fit_mixture(
             f"{len(e)} galaxies cannot carry a mixture of {components} components; raise"
             " stamps.n or lower prior.components"
         )
-    length = np.asarray(jnp.sum(e**2, axis=1))
-    shell = np.argsort(np.argsort(length)) * components // len(length)
-    state = _maximise(e, jax.nn.one_hot(shell, components))
+    if start is None:
+        length = np.asarray(jnp.sum(e**2, axis=1))
+        shell = np.argsort(np.argsort(length)) * components // len(length)
+        state = _maximise(e, jax.nn.one_hot(shell, components))
+    else:
+        lower = np.linalg.cholesky(np.asarray(start.covariances, float))
+        state = tuple(
+            jnp.asarray(x, jnp.float32) for x in (start.weights, start.centers, lower)
+        )
     for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
         if not np.isfinite(float(score)):

@@ -13,7 +13,7 @@ from blendem.survey.instruments import MAGZERO
 from blendem.survey.sed import BANDS, galaxy_colours, star_colours, wavelengths
 
 COMPONENTS = ("disk", "bulge", "knots", "point")
-POPULATIONS = ("realistic", "wrong")
+POPULATIONS = ("realistic", "wrong", "broad")
 
 # N(<i) = 46 10^(0.31 (i - 25)) per arcmin^2: LSST Science Book (arXiv:0912.0201), sec. 3.7.2.
 COUNTS_AT_25, COUNTS_SLOPE = 46.0, 0.31
@@ -22,6 +22,9 @@ COUNTS_AT_25, COUNTS_SLOPE = 46.0, 0.31
 # 0.44" at 21.5) and to 65 COSMOS stamps of BlendingToolKit (medians 0.29" at 23.3, 0.20" at
 # 24.5, 0.17" at 25.7); scatter 0.42 and 0.30-0.44. Leauthaud et al. 2007 for the data.
 LN_SIZE_AT_23, LN_SIZE_SLOPE, LN_SIZE_SCATTER = np.log(0.30), -0.26, 0.40
+# More scatter of ln(size) and of the slope of ln(flux) in ln(wavelength) in the broad
+# population, which covers galaxies up to `BROAD_SIZE` times as large as evenly as real ones.
+BROAD, BROAD_SIZE = 0.4, 1.5
 # Axis ratio of disks: uniform; the COSMOS fits above have the 5/16/50/84/95 % points
 # 0.25 0.35 0.56 0.84 0.90, these limits give 0.26 0.33 0.57 0.81 0.89.
 Q_DISK = (0.22, 0.92)
@@ -143,7 +146,9 @@ def draw_galaxies(
         mag_limit: Faintest magnitude [AB, i].
         mag_bright: Brightest magnitude.
         population: "realistic", or "wrong": Exponential disks only, 1.5 times too large,
-            all of one colour, with the same magnitudes; where tests of EM start.
+            all of one colour, with the same magnitudes; where tests of EM start. Or
+            "broad": sizes and slopes of spectra scattered more widely than any survey's, for a
+            basis that no start of EM confines.
 
     Raises:
         ValueError: If the magnitudes are in the wrong order or `population` is unknown.
@@ -193,6 +198,9 @@ def draw_galaxies(
         n_single, single = np.ones(n), np.ones(n, bool)
         # The spectrum of an Scd galaxy at z = 0.5, for all.
         type_disk, z, tilt = np.full(n, 2.0), np.full(n, 0.5), np.zeros(n)
+    if population == "broad":
+        size, slope = BROAD * rng.standard_normal((n, 2)).T
+        hlr, tilt = np.sqrt(BROAD_SIZE) * hlr * np.exp(size), tilt + slope
     wave = wavelengths()
     slope = np.log([wave[band] / wave["i"] for band in BANDS])
     reddening = np.exp(tilt[:, None] * slope)

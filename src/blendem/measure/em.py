@@ -1,0 +1,144 @@
+"""What to watch while EM improves a prior: distances to the truth, and what data leave open."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Float, PRNGKeyArray
+
+from blendem.precision import single_precision
+from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
+
+LEVELS = (0.05, 0.1, 0.3, 1.0, 3.0)  # noise of the denoising loss
+PROJECTIONS = 256
+OPEN = 8  # directions that the data constrain least
+ROWS = 2048  # galaxies denoised at once
+
+
+class Whitening:
+    """Coordinates in which the true galaxies have unit covariance, the first ones of a prior.
+
+    They are the same for all laps and runs on the same galaxies, so that noise levels mean the
+    same everywhere.
+    """
+
+    def __init__(self, e: Float[np.ndarray, "row mode"]):
+        """Take mean and covariance of `e`, the coordinates of true galaxies."""
+        self.mean = e.mean(axis=0)
+        covariance = np.cov(e, rowvar=False)
+        self.matrix = np.linalg.inv(np.linalg.cholesky(covariance))
+
+    def __call__(
+        self, e: Float[np.ndarray, "row latent"]
+    ) -> Float[np.ndarray, "row latent"]:
+        """Move coordinates; those behind the modes (brightness) stay."""
+        n = len(self.mean)
+        return np.concatenate(
+            [(e[:, :n] - self.mean) @ self.matrix.T, e[:, n:]], axis=1
+        )
+
+    def mixture(self, mixture: MixturePrior) -> MixturePrior:
+        """The same prior in these coordinates."""
+        n = len(self.mean)
+        matrix = np.eye(len(mixture.mean))
+        matrix[:n, :n] = self.matrix
+        covariances = matrix @ np.asarray(mixture.covariances, float) @ matrix.T
+        return MixturePrior.of(
+            mixture.weights, self(np.asarray(mixture.centers, float)), covariances
+        )
+
+
+def denoising_loss(
+    mixture: MixturePrior,
+    e: Float[np.ndarray, "row latent"],
+    n_modes: int,
+    *,
+    key: PRNGKeyArray,
+) -> dict[str, float]:
+    """Mean squared error per mode of denoised true galaxies, at `LEVELS`.
+
+    The same galaxies get the same noise whatever the prior, so that differences are its own.
+    """
+    low = single_precision(mixture)
+    e = jnp.asarray(e, jnp.float32)
+    noise = jax.random.normal(key, e.shape)
+    losses = {}
+    for sigma in LEVELS:
+        errors = [
+            _denoised(low, e[i : i + ROWS], noise[i : i + ROWS], jnp.float32(sigma))
+            for i in range(0, len(e), ROWS)
+        ]
+        errors = np.concatenate([np.asarray(x) for x in errors])
+        losses[f"loss_{sigma:g}"] = float(np.mean(errors[:, :n_modes] ** 2))
+    return losses
+
+
+@jax.jit
+def _denoised(mixture, e, noise, sigma):
+    return mixture.denoise_latent(e + sigma * noise, sigma)[0] - e
+
+
+def sliced_wasserstein(
+    a: Float[np.ndarray, "n mode"],
+    b: Float[np.ndarray, "m mode"],
+    rng: np.random.Generator,
+) -> float:
+    """Mean 1-Wasserstein distance over random directions (Bonneel et al. 2015)."""
+    directions = rng.standard_normal((PROJECTIONS, a.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return float(
+        np.mean([scipy.stats.wasserstein_distance(a @ v, b @ v) for v in directions])
+    )
+
+
+def open_directions(
+    information: Float[np.ndarray, "mode mode"],
+) -> Float[np.ndarray, "mode direction"]:
+    """The directions that the mean information of the data constrains least."""
+    return np.linalg.eigh(information)[1][:, :OPEN]
+
+
+def prior_variance(
+    prior: LatentPrior, directions: Float[np.ndarray, "mode direction"]
+) -> float:
+    """Mean variance of a prior along orthonormal directions of its first coordinates."""
+    mixture, n = prior.mixture, len(directions)
+    weights = np.asarray(mixture.weights, float)
+    centers = np.asarray(mixture.centers, float)[:, :n]
+    covariances = np.asarray(mixture.covariances, float)[:, :n, :n]
+    away = (centers - weights @ centers) @ directions
+    within = np.einsum("cij,id,jd->cd", covariances, directions, directions)
+    return float(np.mean(weights @ (within + away**2)))
+
+
+def posterior_scores(
+    truth: Mapping[str, Float[np.ndarray, " source"]],
+    draws: Mapping[str, Float[np.ndarray, "draw source"]],
+    blendedness: Float[np.ndarray, " source"],
+) -> dict[str, float]:
+    """Flux residuals, coverage and shape errors of posteriors of known galaxies."""
+    fluxes = [name for name in truth if name.startswith("flux_")]
+    ratio = np.stack([draws[f].mean(axis=0) / truth[f] - 1 for f in fluxes])
+    inside = []
+    for name in fluxes:
+        low, high = np.quantile(draws[name], (0.16, 0.84), axis=0)
+        inside.append((truth[name] > low) & (truth[name] < high))
+    inside, good = np.stack(inside), np.isfinite(ratio).all(axis=0)
+    blended = good & (blendedness > 0.2)
+    out = {
+        "sources": int(good.sum()),
+        "flux_residual_blended": float(np.abs(ratio[:, blended]).mean()),
+        "flux_residual_other": float(np.abs(ratio[:, good & ~blended]).mean()),
+        "flux_bias": float(np.median(ratio[:, good])),
+        "flux_within68": float(inside[:, good].mean()),
+    }
+    for name in ("size", "e1", "e2"):
+        error = np.nanmean(draws[name], axis=0) - truth[name]
+        if name == "size":
+            error = error / truth[name]
+        out[f"{name}_bias"] = float(np.nanmedian(error))
+        out[f"{name}_error"] = float(np.sqrt(np.nanmean(error**2)))
+    return out

@@ -1,0 +1,156 @@
+# EM, unrolled over laps, so that the graph stays acyclic and more laps plan only the new ones.
+
+EM = CONFIG.em.model_dump(exclude={"laps", "max_chi2"})
+# What EM learns from and is watched with does not depend on how it learns.
+HELD_OUT = CONFIG.em.model_dump(include={"held_out", "pixels_out"})
+
+
+if CONFIG.prior.tier == "gaussian":
+
+    # E and M step are closed form.
+    rule em_lap:
+        input:
+            code=modules("inference/em", "inference/posterior", "prior/symmetry"),
+            blends=all_chunks("blends/{chunk}.h5"),
+            statistics=all_chunks("statistics/{chunk}.h5"),
+            prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
+        output:
+            # Lap 00 belongs to train_prior.
+            prior=f"{OUT}/prior/{{lap,(?!00)\\d\\d}}.eqx",
+            evidence=f"{OUT}/evidence/{{lap}}.csv",
+        log:
+            f"{OUT}/logs/em_lap/{{lap}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_lap/{{lap}}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            lap=lambda wildcards: int(wildcards.lap),
+            em=CONFIG.em.model_dump(
+                include={"iterations", "symmetric", "min_eigenvalue"}
+            ),
+        script:
+            "../scripts/em_lap.py"
+
+else:
+
+    # Draws of the galaxies of a chunk; blends that watch EM are left out.
+    rule em_expectation:
+        input:
+            code=modules("inference/em", "inference/labels", "inference/sampler"),
+            blends=f"{OUT}/blends/{{chunk}}.h5",
+            statistics=f"{OUT}/statistics/{{chunk}}.h5",
+            prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
+        output:
+            draws=temp(f"{OUT}/em/draws/{{lap}}/{{chunk}}.h5"),
+        log:
+            f"{OUT}/logs/em_expectation/{{lap}}_{{chunk}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_expectation/{{lap}}_{{chunk}}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            lap=lambda wildcards: int(wildcards.lap),
+            em=EM,
+            seed=CONFIG.seed,
+        script:
+            "../scripts/em_expectation.py"
+
+    rule em_maximization:
+        input:
+            code=modules("prior/refit", "prior/mixture_fit", "prior/symmetry"),
+            draws=lambda wildcards: all_chunks(f"em/draws/{wildcards.lap}/{{chunk}}.h5"),
+            prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
+        output:
+            # Lap 00 belongs to train_prior.
+            prior=f"{OUT}/prior/{{lap,(?!00)\\d\\d}}.eqx",
+        log:
+            f"{OUT}/logs/em_maximization/{{lap}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_maximization/{{lap}}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        # It fills all cores: nothing runs beside it.
+        threads: workflow.cores or 1
+        params:
+            lap=lambda wildcards: int(wildcards.lap),
+            em=EM,
+            seed=CONFIG.seed,
+        script:
+            "../scripts/em_maximization.py"
+
+    # Statistics of the blends that watch EM, with a part of their pixels held out.
+    rule em_split:
+        input:
+            code=modules("inference/predictive", "inference/statistics"),
+            blends=f"{OUT}/blends/{{chunk}}.h5",
+            statistics=f"{OUT}/statistics/{{chunk}}.h5",
+            basis=BASIS,
+        output:
+            split=f"{OUT}/em/split/{{chunk}}.h5",
+        log:
+            f"{OUT}/logs/em_split/{{chunk}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_split/{{chunk}}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            infer=CONFIG.infer.model_dump(exclude={"samples", "steps", "corrector"}),
+            blends=CONFIG.blends.model_dump(),
+            held_out=HELD_OUT,
+            seed=CONFIG.seed,
+        script:
+            "../scripts/em_split.py"
+
+    rule em_watch:
+        input:
+            code=modules(
+                "inference/em",
+                "inference/predictive",
+                "inference/sampler",
+                "measure/em",
+            ),
+            blends=all_chunks("blends/{chunk}.h5"),
+            statistics=all_chunks("statistics/{chunk}.h5"),
+            split=all_chunks("em/split/{chunk}.h5"),
+            truths=(
+                expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else []
+            ),
+            prior=lambda wildcards: prior_of(wildcards.lap),
+        output:
+            lap=f"{OUT}/em/watch/{{lap}}.csv",
+            blends=f"{OUT}/em/watch/{{lap}}_blends.csv",
+        log:
+            f"{OUT}/logs/em_watch/{{lap}}.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_watch/{{lap}}.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            lap=lambda wildcards: int(wildcards.lap),
+            steps=CONFIG.infer.steps,
+            reference_band=CONFIG.infer.reference_band,
+            seed=CONFIG.seed,
+        script:
+            "../scripts/em_watch.py"
+
+    EM_LAPS = [f"{lap:02d}" for lap in range(LAPS + 1)]
+
+    rule em_table:
+        input:
+            code=modules("plot/em", "plot/style"),
+            laps=expand(f"{OUT}/em/watch/{{lap}}.csv", lap=EM_LAPS),
+            blends=expand(f"{OUT}/em/watch/{{lap}}_blends.csv", lap=EM_LAPS),
+        output:
+            table=f"{OUT}/em/laps.csv",
+            figure=f"{OUT}/figures/em.png",
+        log:
+            f"{OUT}/logs/em_table.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_table.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            plot=CONFIG.plot.model_dump(),
+        script:
+            "../scripts/em_table.py"

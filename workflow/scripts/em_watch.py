@@ -1,0 +1,255 @@
+"""How good the prior of one lap is, on blends that EM never sees."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from astropy.table import Table
+
+from blendem.inference.draws import sampled_draws
+from blendem.inference.em import sound
+from blendem.inference.likelihood import complete_draws, galaxy_likelihood
+from blendem.inference.posterior import BlendStatistics
+from blendem.inference.predictive import log_score
+from blendem.inference.sampler import SamplerSettings, sample
+from blendem.io.atomic import atomic_path
+from blendem.io.blends import read_blends
+from blendem.io.priors import read_prior
+from blendem.io.products import read_h5
+from blendem.io.statistics import read_statistics, unpack
+from blendem.logs import configure_logging
+from blendem.measure.em import (
+    Whitening,
+    denoising_loss,
+    open_directions,
+    posterior_scores,
+    prior_variance,
+    sliced_wasserstein,
+)
+from blendem.measure.quantities import posterior_quantities, truth_quantities
+from blendem.prior.latent import LatentPrior
+from blendem.prior.refit import Turns, latent_rows
+from blendem.prior.symmetry import N_SYMMETRIES
+from blendem.rng import stage_key, stage_rng
+
+LOG = logging.getLogger(__name__)
+DRAWS = 32
+TURNED = 4  # copies of a true galaxy, each under a random symmetry
+
+
+def main(
+    blends: list[Path],
+    statistics: list[Path],
+    split: list[Path],
+    truths: list[Path],
+    prior: Path,
+    output: tuple[Path, Path],
+    lap: int,
+    steps: int,
+    reference_band: str,
+    seed: int,
+) -> None:
+    """One row of the lap, and one of every blend for paired differences between laps."""
+    model, card = read_prior(prior)
+    truth = {path.stem: _read_truth(path) for path in truths}
+    watched = _read_watched(blends, statistics, split)
+    if not watched:
+        raise ValueError(
+            "no blend watches EM: raise em.held_out or the number of fields"
+        )
+    names = list(watched)
+    whole = _draw(model, {n: watched[n]["all"] for n in names}, steps, "all", seed)
+    seen = _draw(model, {n: watched[n]["seen"] for n in names}, steps, "seen", seed)
+    rows = []
+    for name in names:
+        row = {"blend": name, "n_unseen": watched[name]["unseen"].n_data}
+        if name in seen:
+            row["log_score"] = log_score(watched[name]["unseen"], seen[name])
+        if name in whole:
+            fit = sampled_draws(watched[name]["all"], whole[name])
+            row |= {
+                "chi2": fit.chi2_of_mean,
+                "chi2_of_draws": fit.chi2_of_draws,
+                "effective": fit.effective,
+                "n_data": watched[name]["all"].n_data,
+            }
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    good = table.dropna()
+    laps = card.get("laps", [])
+    numbers = (laps[-1] if laps else {}) | {
+        "lap": lap,
+        "watched": len(good),
+        "without_result": len(table) - len(good),
+    }
+    numbers |= {
+        "log_score": good["log_score"].sum() / good["n_unseen"].sum(),
+        "log_score_error": good["log_score"].std()
+        * len(good) ** 0.5
+        / good["n_unseen"].sum(),
+        "chi2_of_draws": good["chi2_of_draws"].sum() / good["n_data"].sum(),
+        "chi2_over_expected": (
+            good["chi2"] / (good["n_data"] - good["effective"])
+        ).median(),
+        "open_variance": prior_variance(
+            model, open_directions(_information(model, watched))
+        ),
+    }
+    if truths:
+        numbers |= _against_truth(model, watched, whole, truth, reference_band, seed)
+    LOG.info("%s", numbers)
+    for path, frame in zip(output, (pd.DataFrame([numbers]), table), strict=True):
+        with atomic_path(path) as temporary:
+            frame.to_csv(temporary, index=False)
+
+
+def _read_truth(path: Path) -> dict:
+    arrays, _ = read_h5(path, only=("table", "model"))
+    table = Table(arrays["table"]).to_pandas()
+    return {
+        "table": table,
+        "model": arrays["model"],
+        "row": dict(zip(table["id"], range(len(table)), strict=True)),
+    }
+
+
+def _read_watched(blends, statistics, split) -> dict[str, dict]:
+    """Statistics of the blends that watch: all pixels, seen and unseen ones; and who they are."""
+    out = {}
+    for b, s, p in zip(blends, statistics, split, strict=True):
+        data, (parts, _) = read_blends(b), read_h5(p)
+        wanted = {int(row) for row in parts}
+        for row, one in enumerate(read_statistics(s, data)):
+            if row not in wanted or one is None:
+                continue
+            members = np.flatnonzero(data.sources["blend"] == row)
+            members = members[np.argsort(data.sources["slot"][members])]
+            out[data.names[row]] = {
+                "all": one,
+                "seen": unpack(parts[str(row)]["seen"]),
+                "unseen": unpack(parts[str(row)]["unseen"]),
+                "field": data.blends["field"][row],
+                "ids": data.sources["id"][members],
+            }
+    return out
+
+
+def _draw(
+    model: LatentPrior,
+    given: dict[str, BlendStatistics],
+    steps: int,
+    stage: str,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Draws of all unknowns of every blend that has sound ones; the same seed in all laps."""
+    likelihoods = {}
+    for name, one in given.items():
+        try:
+            likelihoods[name] = galaxy_likelihood(one, model)
+        except (np.linalg.LinAlgError, ValueError) as error:
+            LOG.warning("%s: no posterior: %s", name, error)
+    found = sample(
+        model,
+        list(likelihoods.values()),
+        DRAWS,
+        SamplerSettings(steps=steps),
+        keys=[stage_key(seed, f"em_watch/{stage}/{n}") for n in likelihoods],
+    )
+    out = {}
+    for name, draws in zip(likelihoods, found, strict=True):
+        if not sound(draws).all():
+            LOG.warning("%s: %d draws are not sound", name, (~sound(draws)).sum())
+            continue
+        rng = stage_rng(seed, f"em_watch/{stage}/{name}")
+        out[name] = complete_draws(given[name], model, draws.e, rng)
+    return out
+
+
+def _information(model: LatentPrior, watched: dict) -> np.ndarray:
+    """Mean information of the data on one galaxy, in coordinates that the diffusion moves."""
+    d, n = len(model.mean), model.n_modes
+    lower = np.asarray(model.cholesky, float)
+    blocks = []
+    for one in watched.values():
+        H = one["all"].H
+        for k, star in enumerate(one["all"].is_star):
+            if not star:
+                block = H[k * d : (k + 1) * d, k * d : (k + 1) * d]
+                blocks.append((lower.T @ block @ lower)[:n, :n])
+    return np.mean(blocks, axis=0)
+
+
+def _against_truth(model, watched, whole, truth, band, seed) -> dict[str, float]:
+    """Denoising loss, distance of draws of the prior, errors of posteriors."""
+    basis, d = model.basis, len(model.mean)
+    images, amplitude, blendedness, z = [], [], [], []
+    for name, one in watched.items():
+        if name not in whole:
+            continue
+        known = truth[one["field"]]
+        rows = [known["row"][i] for i in one["ids"]]
+        galaxy = np.flatnonzero(~np.asarray(one["all"].is_star, bool))
+        images.append(known["model"][rows][galaxy])
+        blendedness.append(
+            known["table"][f"blendedness_{band}"].to_numpy(float)[rows][galaxy]
+        )
+        amplitude.append(one["all"].log_amplitude[galaxy])
+        w = whole[name][:, : len(one["ids"]) * d].reshape(DRAWS, -1, d)
+        z.append(w[:, galaxy].astype(np.float32))
+    images, z = np.concatenate(images), np.concatenate(z, axis=1)
+    amplitude = np.concatenate(amplitude)
+    scale = np.exp(amplitude)  # simulated images are in the unit of `MAGZERO`
+    draws = posterior_quantities(basis, scale, z, band)
+    true = truth_quantities(images, basis.bands, float(basis.pixel_scale), band)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN shapes
+        scores = posterior_scores(true, draws, np.concatenate(blendedness))
+    # Galaxies as EM should learn them: relative to the amplitudes of the catalog.
+    known = np.asarray(basis.encode(images / scale[:, None, None, None]), float)
+    rng = stage_rng(seed, "em_watch/truth")
+    turns = Turns(model.gaussian)
+    every = np.concatenate(
+        [turns(known, np.full(len(known), i)) for i in range(N_SYMMETRIES)]
+    )
+    moments, _ = latent_rows(model, every, np.tile(amplitude, N_SYMMETRIES))
+    whitening = Whitening(moments[:, : model.n_modes])
+    repeated = np.repeat(known, TURNED, axis=0)
+    turned = turns(repeated, rng.integers(0, N_SYMMETRIES, len(repeated)))
+    e, _ = latent_rows(model, turned, np.repeat(amplitude, TURNED))
+    mixture, e = whitening.mixture(model.mixture), whitening(e)
+    key = stage_key(seed, "em_watch/truth")
+    n = model.n_modes
+    prior_draws = np.asarray(mixture.sample(len(e), key=key), float)
+    return {
+        **scores,
+        **denoising_loss(mixture, e, n, key=key),
+        "sliced_wasserstein": sliced_wasserstein(prior_draws[:, :n], e[:, :n], rng),
+        "energy_outside": _outside(basis, images / scale[:, None, None, None], known),
+    }
+
+
+def _outside(basis, images, z) -> float:
+    """Part of the squared light of true galaxies that the basis cannot hold, median."""
+    rest = images - np.asarray(basis.decode(z))
+    return float(
+        np.median(np.sum(rest**2, axis=(1, 2, 3)) / np.sum(images**2, axis=(1, 2, 3)))
+    )
+
+
+if "snakemake" in globals():
+    configure_logging(snakemake.log[0])
+    given, params = snakemake.input, snakemake.params
+    main(
+        [Path(path) for path in given.blends],
+        [Path(path) for path in given.statistics],
+        [Path(path) for path in given.split],
+        [Path(path) for path in given.truths],
+        Path(given.prior),
+        (Path(snakemake.output.lap), Path(snakemake.output.blends)),
+        params.lap,
+        params.steps,
+        params.reference_band,
+        params.seed,
+    )
