@@ -33,7 +33,7 @@ from blendem.io.priors import gaussian_of, read_prior
 from blendem.io.statistics import read_statistics
 from blendem.rng import stage_key
 
-GALAXIES, PORTION, FEW_DRAWS = 4, 64, 16
+GALAXIES, PORTION, FEW_DRAWS = 4, 64, 4
 REPEATS = 3
 
 
