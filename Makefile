@@ -23,7 +23,7 @@ export MPLBACKEND := Agg
 export OPENBLAS_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: calibration em help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: priors em-calibration calibration em em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -35,6 +35,9 @@ help:
 	@echo 'smoke      the smallest runs through every rule: results/smoke/, results/smoke_em/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
+	@echo 'em-calibration  the checks of calibration with the prior that em refined'
+	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
+	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
 	@echo 'lock       choose new versions from envs/*.in'
@@ -123,12 +126,37 @@ EM_PARTS := checked.json fields truth blends statistics em/split prior/basis.eqx
 em: $(STAMP)
 	$(SNAKEMAKE) results/em_basis/prior/basis.eqx --configfile config/em_basis.yaml
 	$(SNAKEMAKE) results/em_oracle/em/laps.csv --configfile config/em_oracle.yaml
-	for run in em_repair em_idempotence; do \
+	for run in em_repair em_idempotence em_map em_gaussian; do \
 	  benchmarks/share_run.sh results/em_oracle results/$$run $(EM_PARTS) && \
 	  $(SNAKEMAKE) results/$$run/em/laps.csv --rerun-triggers mtime \
 	    --configfile config/$$run.yaml || exit 1; \
 	done
 	$(BIN)/python benchmarks/em.py
+
+# The checks of `make calibration` with the prior that `make em` refined.
+em-calibration: $(STAMP)
+	$(SNAKEMAKE) $(CALIBRATED) --configfile config/em_calibration.yaml
+	$(BIN)/python benchmarks/calibration.py --latent results/em_calibration --out results/em_calibrated
+
+# The priors that are shipped, for `prior: shipped`.
+priors: $(STAMP)
+	$(SNAKEMAKE) results/prior_hsc/prior/00.eqx --configfile config/prior_hsc.yaml
+	$(SNAKEMAKE) results/prior_hst/prior/00.eqx --configfile config/prior_hst.yaml
+	$(BIN)/python -m blendem.io.ship results/prior_hsc/prior/00.eqx priors/hsc_grizy.eqx 'make priors'
+	$(BIN)/python -m blendem.io.ship results/prior_hst/prior/00.eqx priors/hst_f814w.eqx 'make priors'
+
+# EM on real HSC blends and HST stamps: some improve the prior, the others watch.
+em-real: real
+	benchmarks/share_run.sh results/hsc_cosmos results/em_hsc checked.json stamps \
+	  prior/basis.eqx prior/00.eqx prior/00.csv blends statistics map
+	@export BLENDEM_DATA="$$(cd "$${BLENDEM_DATA:-../shared/data}" && pwd)"; \
+	$(SNAKEMAKE) results/em_hsc/em/laps.csv results/em_hsc/summary.json \
+	  --rerun-triggers mtime --configfile config/em_hsc.yaml
+	$(BIN)/python benchmarks/hst_fields.py \
+	  "$${BLENDEM_DATA:-../shared/data}/hst_stamps/hst_cosmos_stamps.fits" results/hst_fields
+	$(SNAKEMAKE) results/em_hst/em/laps.csv results/em_hst/figures/em_priors.png \
+	  --configfile config/em_hst.yaml
+	$(BIN)/python benchmarks/em_real.py
 
 # scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.
 PEERS := .venv-peers

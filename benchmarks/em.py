@@ -2,8 +2,8 @@
 
     make em
 
-Reads `em/laps.csv` of the runs `em_oracle` (prior of the true galaxies), `em_repair` and
-`em_idempotence` and writes `results/em/summary.json`, a list of records with `name`, `value`,
+Reads `em/laps.csv` of the runs `em_oracle` (prior of the true galaxies), `em_repair` (a wrong start),
+`em_map` and `em_gaussian` (starts from the blends alone) and `em_idempotence` and writes `results/em/summary.json`, a list of records with `name`, `value`,
 `unit`, `n`, `expected` and `command`.
 """
 
@@ -34,7 +34,13 @@ def read_laps(run: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     return laps, [pd.read_csv(path) for path in paths][: len(laps)]
 
 
-def main(repair: Path, oracle: Path, idempotence: Path, out: Path) -> None:
+def main(
+    repair: Path,
+    oracle: Path,
+    idempotence: Path,
+    starts: dict[str, Path],
+    out: Path,
+) -> None:
     """Print and write all numbers."""
     rows = []
 
@@ -94,6 +100,20 @@ def main(repair: Path, oracle: Path, idempotence: Path, out: Path) -> None:
             len(gain),
             f"within its error, {gain.std() / len(gain) ** 0.5:.2f}",
         )
+    for name, run in starts.items():
+        if not (run / "em" / "laps.csv").exists():
+            print(f"{run}: not run")
+            continue
+        end = read_laps(run)[0].iloc[-1]
+        for column in (*GOALS, "flux_within68"):
+            gap = first[column] - goal[column]
+            say(
+                f"start {name}: difference to repair after lap {end['lap']:.0f}, part of the"
+                f" gap, {column}",
+                (end[column] - last[column]) / gap,
+                n=end["watched"],
+                expected="-0.1 to 0.1",
+            )
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -105,6 +125,14 @@ if __name__ == "__main__":
     parser.add_argument(
         "--idempotence", type=Path, default=Path("results/em_idempotence")
     )
+    parser.add_argument("--map", type=Path, default=Path("results/em_map"))
+    parser.add_argument("--gaussian", type=Path, default=Path("results/em_gaussian"))
     parser.add_argument("--out", type=Path, default=Path("results/em"))
     arguments = parser.parse_args()
-    main(arguments.repair, arguments.oracle, arguments.idempotence, arguments.out)
+    main(
+        arguments.repair,
+        arguments.oracle,
+        arguments.idempotence,
+        {"map": arguments.map, "gaussian": arguments.gaussian},
+        arguments.out,
+    )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from blendem.config import ConfigError, RunConfig, config_hash, load_config
+from blendem.config import ConfigError, RunConfig, config_hash, load_config, with_start
 from blendem.prior.train import Settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
@@ -100,7 +100,7 @@ def test_an_unknown_key_names_the_nearest_known_one(mapping, path, nearest):
 
 
 def test_an_unknown_key_that_resembles_nothing_lists_the_known_ones():
-    assert "em.zzz: unknown key; known: laps, iterations" in message({"em": {"zzz": 1}})
+    assert "em.zzz: unknown key; known: laps, start" in message({"em": {"zzz": 1}})
 
 
 def test_a_tier_that_does_not_exist_is_refused_with_those_that_do():
@@ -127,6 +127,13 @@ def test_the_unet_tier_is_not_part_of_the_workflow():
     assert "prior.tier: unet" in text and "use latent or gaussian" in text
 
 
+def test_a_shipped_prior_is_named_in_one_word():
+    config = load_config({"prior": "shipped"})
+    assert config.prior.start == "shipped" and config.prior.tier == "latent"
+    named = with_start(config, "priors/a.eqx")
+    assert named.prior.start == "priors/a.eqx" and config.prior.start == "shipped"
+
+
 def test_em_needs_a_prior_that_it_can_refit():
     network = {"tier": "latent", "network": {}}
     text = message({"prior": network, "em": {"laps": 2}})
@@ -136,6 +143,12 @@ def test_em_needs_a_prior_that_it_can_refit():
         assert config.em.laps == 2
     text = message({"prior": {"start": "a.eqx", "basis": "b.eqx"}})
     assert "prior.basis: prior.start has a basis of its own" in text
+    for kind in ("map", "gaussian"):
+        assert load_config({"em": {"start": kind}}).em.start == kind
+        text = message({"em": {"start": kind}, "prior": {"tier": "gaussian"}})
+        assert f"em.start: {kind} needs prior.tier: latent" in text
+        text = message({"em": {"start": kind}, "prior": {"start": "a.eqx"}})
+        assert "leave prior.start and prior.network out" in text
 
 
 @pytest.mark.parametrize(
@@ -158,6 +171,10 @@ def test_em_needs_a_prior_that_it_can_refit():
         ({"frame": {"bands": ["g", "g"]}}, ["frame.bands", "once"]),
         ({"frame": {"bands": []}}, ["frame.bands", "empty"]),
         ({"stamps": {"n": 100, "chunks": 200}}, ["stamps.chunks: 200", "n = 100"]),
+        (
+            {"simulate": {"mag_limit": 25, "undetected_limit": 24}},
+            ["undetected_limit: 24", "mag_limit = 25"],
+        ),
         ({"plot": {"rgb": ["g", "r"]}}, ["plot.rgb", "3 bands"]),
         ({"infer": {"sky": "flat", "sky_sigma": 0}}, ["infer.sky_sigma: 0"]),
         ({"frame": {"psf_sigma": float("nan")}}, ["frame.psf_sigma: got nan"]),

@@ -27,6 +27,8 @@ from pydantic import (
     model_validator,
 )
 
+# In place of a path: a prior that comes with the project.
+SHIPPED = "shipped"
 # The names of `blendem.survey.instruments.INSTRUMENTS`, repeated here because importing
 # GalSim costs every Snakemake job a second; a test compares the two.
 InstrumentName = Literal["hsc_wide", "hsc_deep", "lsst_10yr", "hst_f814w"]
@@ -85,9 +87,27 @@ class SimulateConfig(Section):
         0.0, description="sd of the catalog positions about the truth [pixel]"
     )
     star_density: NonNegativeFloat = Field(2.0, description="stars [per arcmin^2]")
+    undetected_limit: float | None = Field(
+        None,
+        le=30,
+        description="galaxies from mag_limit to this magnitude are in the image and in no"
+        " catalog; null: none",
+    )
     population: Population = Field(
         "realistic", description="galaxies; `wrong` is Exponential only, for EM tests"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SimulateConfig":
+        if (
+            self.undetected_limit is not None
+            and self.undetected_limit <= self.mag_limit
+        ):
+            raise ValueError(
+                f"undetected_limit: {self.undetected_limit} must be fainter than mag_limit ="
+                f" {self.mag_limit}"
+            )
+        return self
 
 
 class FrameConfig(Section):
@@ -195,7 +215,9 @@ class PriorConfig(Section):
         " stamps; their magnitudes must be distributed as those of the galaxies in the fields",
     )
     start: OptionalPath = Field(
-        None, description="path of a prior to start from; null: train one from stamps"
+        None,
+        description="path of a prior to start from; `shipped`: the one of `priors/` that has"
+        " the bands of the run (`prior: shipped` is short for it); null: train one from stamps",
     )
     basis: OptionalPath = Field(
         None,
@@ -225,6 +247,15 @@ class EMConfig(Section):
     """Improving the prior from the blended observations."""
 
     laps: NonNegativeInt = Field(0, le=99, description="laps; 0 keeps the first prior")
+    start: Literal["simulations", "map", "gaussian"] = Field(
+        "simulations",
+        description="where the first prior comes from: the simulated stamps; closed-form MAP"
+        " fits of the blends; or draws under a Gaussian that EM finds from the blends alone."
+        " The basis is that of the stamps or of prior.basis; tier latent",
+    )
+    start_iterations: PositiveInt = Field(
+        8, description="EM iterations of the Gaussian of `start: gaussian`"
+    )
     iterations: PositiveInt = Field(
         4,
         description="EM iterations within a lap: of E and M steps (gaussian), of the fit of"
@@ -238,9 +269,20 @@ class EMConfig(Section):
         40000, description="draws that the mixture is fitted to; tier latent"
     )
     broaden: NonNegativeFloat = Field(
-        0.1,
+        0.01,
         description="variance added to the first prior before lap 1 [variance of the basis];"
         " what a prior excludes is never learned; tier latent",
+    )
+    shrink: NonNegativeFloat = Field(
+        30.0,
+        description="weight of the shape that all components have in common in the covariance"
+        " of each [galaxies]; tier latent",
+    )
+    keep: NonNegativeFloat = Field(
+        100.0,
+        description="galaxies that the first prior counts for in every M step: draws of it are"
+        " added to those of the blends, so that few blends cannot unlearn what they do not"
+        " show; tier latent",
     )
     held_out: float = Field(
         0.1,
@@ -446,6 +488,17 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             f"em.laps: {config.em.laps} with prior.network; EM refits the mixture, and a network"
             " would correct another one; leave `network` out, or set em.laps: 0"
         )
+    if config.em.start != "simulations":
+        if config.prior.tier != "latent":
+            yield (
+                f"em.start: {config.em.start} needs prior.tier: latent; the Gaussian tier is"
+                " improved from the blends by em.laps"
+            )
+        if config.prior.start is not None or config.prior.network is not None:
+            yield (
+                f"em.start: {config.em.start} makes the first prior from the blends; leave"
+                " prior.start and prior.network out"
+            )
     if config.prior.start is not None and config.prior.basis is not None:
         yield "prior.basis: prior.start has a basis of its own; leave one of them out"
     if bands is not None and config.infer.reference_band not in bands:
@@ -476,6 +529,8 @@ def load_config(source: Mapping[str, Any] | str | Path) -> RunConfig:
         raise ConfigError(
             f"{name} must hold `key: value` lines, got {type(source).__name__}."
         )
+    if source.get("prior") == SHIPPED:
+        source = {**source, "prior": {"start": SHIPPED}}
     # A section that is written but left empty (`em:`) is None in YAML: its defaults.
     sections = {k for k, f in RunConfig.model_fields.items() if _model(f.annotation)}
     source = {k: v for k, v in source.items() if not (v is None and k in sections)}
@@ -498,6 +553,12 @@ def load_config(source: Mapping[str, Any] | str | Path) -> RunConfig:
             f"{name} has {len(lines)} bad field{'s' * (len(lines) != 1)}:\n"
             + "\n".join(f"  - {line}" for line in lines)
         ) from None
+
+
+def with_start(config: RunConfig, start: str) -> RunConfig:
+    """The same configuration with another `prior.start`."""
+    prior = config.prior.model_copy(update={"start": start})
+    return config.model_copy(update={"prior": prior})
 
 
 def config_hash(config: BaseModel) -> str:

@@ -1,31 +1,47 @@
 """EM of the mixture: draws, their fit, and what is watched."""
 
+import equinox as eqx
 import numpy as np
 import pytest
+import scipy.stats
 from tests.inference.test_em import make_basis
 
 from blendem.inference.em import (
     MAX_COORDINATE,
+    MOST_MENDED,
+    GalaxyDraws,
     draw_galaxies,
+    gaussian_galaxies,
     is_held_out,
+    join,
+    of_unit_flux,
     sound,
 )
-from blendem.inference.posterior import BlendStatistics
+from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.inference.sampler import Draws
 from blendem.measure.em import (
     Whitening,
     denoising_loss,
+    nearest_ratio,
     open_directions,
     prior_variance,
     sliced_wasserstein,
 )
-from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
-from blendem.prior.refit import RefitSettings, Turns, broaden, refit
+from blendem.prior.mixture_fit import mean_log_density
+from blendem.prior.refit import (
+    RefitSettings,
+    Turns,
+    broaden,
+    first_prior,
+    fit_rows,
+    refit,
+)
 
 D, LATENT = 3, 2
-SETTINGS = RefitSettings(rows=4000, iterations=6, symmetric=False)
+SETTINGS = RefitSettings(rows=4000, iterations=6, symmetric=False, amplitude_jitter=0.0)
 
 
 def make_prior(rng, centers=((-1.5, 0.0), (1.0, 0.5)), width=0.2):
@@ -62,10 +78,10 @@ def make_blends(prior, n, rng, key):
 
 def lap(prior, blends, number, rng):
     names = [f"a/{i}" for i in range(len(blends))]
-    draws = draw_galaxies(blends, names, prior, 8, 16, f"em/{number}", 3)
+    draws = draw_galaxies(blends, names, prior, 8, 16, None, f"em/{number}", 3)
     assert draws.failed == 0 and draws.diverged == 0
     assert draws.z.shape == (16 * len(blends), D)
-    return refit(prior, draws.z, draws.log_amplitude, SETTINGS, rng)[0]
+    return refit(prior, draws, SETTINGS, rng)[0]
 
 
 def variances(prior):
@@ -104,13 +120,101 @@ def test_draws_that_are_not_sound_are_left_out(rng, key):
     prior = make_prior(rng)
     blends, _ = make_blends(prior, 2, rng, key)
     blends[0] = blends[0]._replace(H=np.full_like(blends[0].H, np.nan))
-    draws = draw_galaxies(blends, ["a/0", "a/1"], prior, 4, 8, "x", 1)
-    assert draws.failed == 1 and draws.galaxies == 2 and len(draws.z) == 8
+    draws = draw_galaxies(blends, ["a/0", "a/1"], prior, 4, 8, None, "x", 1)
+    assert draws.failed == 1 and len(draws.center) == 2 and len(draws.z) == 8
+    mean = draws.z[draws.galaxy == 1].mean(axis=0)
+    np.testing.assert_allclose(draws.center[1], mean, atol=1e-5)
+
+
+def test_a_first_prior_comes_from_the_blends_alone(rng, key):
+    true = make_prior(rng)
+    blends, z = make_blends(true, 200, rng, key)
+    gaussian = true.gaussian
+    first = gaussian_galaxies(blends[0], gaussian, 0, None, rng)
+    mean = posterior(blends[0], gaussian).mean.reshape(2, D)
+    np.testing.assert_allclose(first.z, mean, atol=1e-6)
+    np.testing.assert_allclose(first.center, mean, atol=1e-6)
+    draws = join((gaussian_galaxies(b, gaussian, 4, None, rng) for b in blends), D)
+    assert draws.z.shape == (4 * len(z), D) and draws.center.shape == z.shape
+    settings = SETTINGS._replace(iterations=30, shrink=5.0)
+    found = first_prior(gaussian, LATENT, 2, draws, settings, rng, brightness=False)
+    assert found.n_modes == LATENT and found.brightness is None
+    order = np.argsort(np.asarray(found.mixture.centers)[:, 0])
+    _, centers, _ = (x[order] for x in variances(found))
+    np.testing.assert_allclose(centers, [[-1.5, 0.0], [1.0, 0.5]], atol=0.3)
+    draws = draws._replace(log_amplitude=rng.normal(size=len(z)))
+    found = first_prior(gaussian, LATENT, 2, draws, settings, rng)
+    assert found.n_latent == LATENT + 1
+    np.testing.assert_allclose(found.brightness, [0, 1], atol=0.15)
+
+
+def test_draws_are_relative_to_the_fluxes_that_they_have(rng):
+    basis = make_basis(rng)
+    scale = 0.8 / basis.mean[0].sum()
+    parts = lambda b: (b.mean, b.modes)  # noqa: E731
+    basis = eqx.tree_at(parts, basis, [scale * x for x in parts(basis)])
+    z = 0.5 * rng.normal(size=(4, 2, D))
+    z[:, 1] += 1e3
+    center = z.mean(axis=0)
+    found, log_flux = of_unit_flux(basis, center, 0)
+    flux = np.asarray(basis.decode(center))[:, 0].sum(axis=(1, 2))
+    assert 1 / MOST_MENDED < flux[0] < MOST_MENDED < np.abs(flux[1])
+    expected = np.array([flux[0], 1.0])
+    np.testing.assert_allclose(np.exp(log_flux), expected, rtol=1e-5)
+    dark = empty_stamp(basis)
+    scaled = dark + expected[:, None] * (found - dark)
+    np.testing.assert_allclose(scaled, center, atol=1e-4 * np.abs(center).max())
+    # The scatter about it stays.
+    draws = GalaxyDraws.of(z, np.zeros(2), basis, 0)
+    np.testing.assert_allclose(draws.center, found, rtol=1e-5)
+    scatter = draws.z - draws.center[draws.galaxy]
+    np.testing.assert_allclose(scatter, (z - center).reshape(-1, D), atol=1e-3)
+
+
+def test_refit_keeps_the_errors_of_amplitudes(rng):
+    prior = make_prior(rng)
+    dark = empty_stamp(prior.basis)
+    center = np.repeat((dark + np.array([2.0, 0.0, 0.0]))[None], 500, axis=0)
+    z = np.tile(center, (8, 1)) + 0.1 * rng.normal(size=(4000, D))
+    draws = GalaxyDraws(z, np.tile(np.arange(500), 8), center, np.zeros(500))
+    settings = SETTINGS._replace(amplitude_jitter=0.6, rows=8000, shrink=0.0)
+    rows, _ = fit_rows(prior, draws, settings, rng)
+    rows = (rows - dark[:LATENT]) / np.array([2.0, 1.0])
+    assert np.median(rows[:, 0]) == pytest.approx(1, rel=0.05)
+    assert np.std(np.log(np.abs(rows[:, 0]))) == pytest.approx(0.6, rel=0.1)
+    assert np.std(rows[:, 1]) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("n", [4, 8, 32])
+def test_what_the_data_leave_open_does_not_grow(rng, n):
+    """Draws of galaxies that are those of the prior: their variance is kept."""
+    prior = make_prior(rng)
+    dark = empty_stamp(prior.basis)
+    z = dark + rng.normal(size=(n, 3000, D))
+    draws = GalaxyDraws.of(z, np.zeros(3000), prior.basis, None)
+    settings = SETTINGS._replace(amplitude_jitter=0.6, rows=40000)
+    rows, fine = fit_rows(prior, draws, settings, rng)
+    assert np.var(rows - dark[:LATENT]) == pytest.approx(1, abs=0.04)
+    assert np.var(fine - dark[LATENT:]) == pytest.approx(1, abs=0.04)
+
+
+def test_the_first_prior_counts_for_some_galaxies(rng):
+    prior = make_prior(rng)
+    z = np.tile([1.0, 0.5, 0.0], (400, 1)) + 0.05 * rng.normal(size=(400, D))
+    draws = GalaxyDraws(z, np.arange(400), z, np.zeros(400))
+    weights = {}
+    for keep in (0.0, 400.0):
+        settings = SETTINGS._replace(keep=keep, shrink=0.0)
+        found, _ = refit(prior, draws, settings, rng, first=prior)
+        near = np.asarray(found.mixture.centers)[:, 0] < 0
+        weights[keep] = np.asarray(found.mixture.weights)[near].sum()
+    assert weights[0.0] < 0.01
+    assert weights[400.0] == pytest.approx(0.2, abs=0.03)  # half of 0.4
 
 
 def test_no_galaxy_is_an_error(rng):
     with pytest.raises(ValueError, match="no galaxy to learn from"):
-        refit(make_prior(rng), np.zeros((0, D)), np.zeros(0), SETTINGS, rng)
+        refit(make_prior(rng), GalaxyDraws.empty(D), SETTINGS, rng)
 
 
 def test_blends_are_held_out_by_name():
@@ -165,3 +269,26 @@ def test_distance_and_open_variance(rng):
     prior = LatentPrior(GaussianPrior.standard(make_basis(rng)), mixture)
     # One of the eight directions also has the variance between the centres.
     assert prior_variance(prior, directions) == pytest.approx(0.5 + 1 / 8)
+
+
+def test_a_prior_that_copies_is_found_out(rng):
+    taught, unseen, draws = rng.normal(size=(3, 500, 3))
+    assert nearest_ratio(draws, unseen, taught) == pytest.approx(1, abs=0.15)
+    copies = taught + 0.01 * rng.normal(size=taught.shape)
+    assert nearest_ratio(copies, unseen, taught) < 0.15
+
+
+def test_log_density_of_a_mixture(rng):
+    mixture = MixturePrior.of([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.5, 2.0])
+    e = rng.normal(size=(50, 2))
+    exact = np.log(
+        sum(
+            w * scipy.stats.multivariate_normal(c, v * np.eye(2)).pdf(e)
+            for w, c, v in zip(
+                mixture.weights, mixture.centers, (0.5, 2.0), strict=True
+            )
+        )
+    ).mean()
+    assert mean_log_density(mixture, e) == pytest.approx(
+        exact + np.log(2 * np.pi), abs=1e-4
+    )

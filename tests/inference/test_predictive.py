@@ -3,14 +3,23 @@
 import jax
 import numpy as np
 import pytest
-from tests.inference.test_posterior import make_prior, problem
+import scipy.linalg
+from tests.inference.test_posterior import D, make_prior, problem
 from tests.inference.test_statistics import SIGMA, make_basis, make_blend
 
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.batch import statistics_of
+from blendem.inference.likelihood import galaxy_likelihood
 from blendem.inference.posterior import posterior
-from blendem.inference.predictive import log_score, split_pixels
+from blendem.inference.predictive import (
+    log_score,
+    log_score_of_labels,
+    split_pixels,
+)
+from blendem.inference.sampler import sample
 from blendem.inference.statistics import Settings
+from blendem.prior.latent import LatentPrior
+from blendem.prior.mixture import MixturePrior
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +53,71 @@ def test_a_part_must_be_between_none_and_all(stacked):
         split_pixels(stacked, 1.0, np.random.default_rng(0))
 
 
+def exposures(whole):
+    """Two exposures: one that is seen, and another with a third of the information."""
+    names = ("H", "b", "r2", "log_norm", "n_data")
+    third = {name: getattr(whole, name) / 3 for name in names}
+    rest = {name: getattr(whole, name) - third[name] for name in names}
+    return whole._replace(**rest), whole._replace(**third)
+
+
 def test_the_score_is_the_conditional_evidence(rng):
     """For a Gaussian prior `p(unseen | seen)` is a quotient of two evidences."""
     prior = make_prior(rng)
     whole = problem(rng, 2, 3.0, prior)[0]
-    # Two exposures of which one is not seen: a third of the information.
-    third = whole._replace(
-        H=whole.H / 3,
-        b=whole.b / 3,
-        r2=whole.r2 / 3,
-        log_norm=whole.log_norm / 3,
-        n_data=whole.n_data / 3,
-    )
-    rest = whole._replace(
-        H=whole.H - third.H,
-        b=whole.b - third.b,
-        r2=whole.r2 - third.r2,
-        log_norm=whole.log_norm - third.log_norm,
-        n_data=whole.n_data - third.n_data,
-    )
+    rest, third = exposures(whole)
     seen = posterior(rest, prior)
     exact = posterior(whole, prior).log_evidence - seen.log_evidence
     draws = seen.draw(20000, rng)
     assert log_score(third, draws) == pytest.approx(exact, abs=0.1)
     # Draws of a wrong prior predict worse.
     assert log_score(third, draws + 1.0) < exact - 1
+
+
+def test_labels_give_the_conditional_evidence_of_a_mixture(rng, key):
+    """All choices of components, one Gaussian each; stars and a fine mode on top."""
+    gaussian = make_prior(rng)
+    latent = D - 1
+    centers = rng.normal(size=(2, latent))
+    covariances = [np.diag(v) for v in rng.uniform(0.3, 1.5, (2, latent))]
+    weights, fine = np.array([0.3, 0.7]), np.array([[0.4], [1.3]])
+    prior = LatentPrior(
+        gaussian, MixturePrior.of(weights, centers, np.array(covariances)), fine=fine
+    )
+    whole = problem(rng, 3, 1.0, gaussian, stars=(1,))[0]
+    seen, unseen = exposures(whole)
+    likelihood = galaxy_likelihood(seen, prior)
+    (draws,) = sample(prior, [likelihood], 512, keys=[key])
+    score = log_score_of_labels(seen, unseen, prior, draws.e, rng)
+    # By hand: the fine deviations as chosen by the seen part, galaxies of every kind.
+    z = posterior(seen, gaussian).mean[: 3 * D].reshape(3, D)
+    e = np.linalg.solve(np.asarray(gaussian.cholesky), (z - gaussian.mean).T).T
+    deviation = prior.fine_deviation(e[[0, 2], :latent])
+    total = []
+    for evidence in (whole, seen):
+        terms = []
+        for a in (0, 1):
+            for b in (0, 1):
+                log_p = np.log(weights[a] * weights[b])
+                terms.append(log_p + by_hand(evidence, prior, (a, b), deviation))
+        total.append(np.logaddexp.reduce(terms))
+    assert score == pytest.approx(total[0] - total[1], abs=0.02)
+
+
+def by_hand(statistics, prior, kinds, deviation):
+    """Evidence of a galaxy, a star and a galaxy of given kinds."""
+    lower = np.asarray(prior.gaussian.cholesky)
+    mean, root = [], []
+    for kind, fine in zip(kinds, deviation, strict=True):
+        center = np.append(np.asarray(prior.mixture.centers)[kind], 0.0)
+        spread = np.diag(np.asarray(prior.mixture.covariances)[kind])
+        mean.append(np.asarray(prior.gaussian.mean) + lower @ center)
+        root.append(lower @ np.diag(np.append(np.sqrt(spread), fine)))
+    extra = len(statistics.b) - 3 * D
+    mean = np.concatenate([mean[0], np.zeros(D), mean[1], np.zeros(extra)])
+    root = scipy.linalg.block_diag(root[0], np.eye(D), root[1], np.eye(extra))
+    inner = np.eye(len(mean)) + root.T @ statistics.H @ root
+    b = root.T @ (statistics.b - statistics.H @ mean)
+    r2 = statistics.r2 - 2 * mean @ statistics.b + mean @ statistics.H @ mean
+    r2 = r2 - b @ np.linalg.solve(inner, b) + statistics.log_norm
+    return -0.5 * (r2 + np.linalg.slogdet(inner)[1])

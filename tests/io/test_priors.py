@@ -9,6 +9,8 @@ import pytest
 
 from blendem.io.headers import read_header
 from blendem.io.priors import check_prior, read_prior, write_prior
+from blendem.io.ship import ship
+from blendem.io.shipped import shipped_prior
 from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.latent import LatentPrior
@@ -167,3 +169,47 @@ def test_a_prior_that_does_not_fit_names_every_difference(rng):
     assert "stamps are 5 pixels wide, field f needs 49: set frame.stamp: 5" in text
     assert "pixel_scale is 0.168 arcsec, field f has 0.2: set" in text
     assert "psf_sigma is 0.7 pixel, field f has 0.9" in text
+
+
+def test_a_compact_prior_is_small_and_nearly_the_same(tmp_path, rng, key):
+    prior = latent(rng, key, network=False)
+    basis = prior.basis
+    flat = np.asarray(basis.modes, float).reshape(3, -1)
+    dual = np.linalg.solve(flat @ flat.T, flat).reshape(basis.modes.shape)
+    prior = eqx.tree_at(lambda p: p.gaussian.basis.analysis, prior, dual)
+    path = tmp_path / "small.eqx"
+    write_prior(path, prior, {"lap": 3}, compact=True)
+    write_prior(tmp_path / "large.eqx", prior, {"lap": 3})
+    assert path.stat().st_size < 0.9 * (tmp_path / "large.eqx").stat().st_size
+    read, card = read_prior(path)
+    assert card == {"lap": 3} and read_header(path)["compact"]
+    z = rng.normal(size=(4, 3))
+    images = np.asarray(prior.basis.decode(z))
+    scale = np.abs(images).max()
+    np.testing.assert_allclose(read.basis.decode(z), images, atol=2e-3 * scale)
+    np.testing.assert_allclose(read.basis.encode(read.basis.decode(z)), z, atol=1e-5)
+    np.testing.assert_allclose(
+        read.mixture.covariances, prior.mixture.covariances, 1e-5
+    )
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"small\.eqx: truncated or damaged"):
+        read_prior(path)
+
+
+def test_the_shipped_prior_has_the_bands_of_the_run(tmp_path, rng, key):
+    with pytest.raises(InputError, match="is empty"):
+        shipped_prior(tmp_path, ["g"])
+    write_prior(tmp_path / "gi.eqx", latent(rng, key, network=False), {}, compact=True)
+    assert shipped_prior(tmp_path, ["i"]).name == "gi.eqx"
+    with pytest.raises(InputError, match=r"bands g, y \(gi\.eqx: g, i\); set frame"):
+        shipped_prior(tmp_path, ["g", "y"])
+
+
+def test_a_prior_is_shipped_with_its_command(tmp_path, rng, key, monkeypatch):
+    write_prior(tmp_path / "a.eqx", latent(rng, key, network=False), {"lap": 2})
+    ship(tmp_path / "a.eqx", tmp_path / "b.eqx", "make it")
+    assert read_prior(tmp_path / "b.eqx")[1] == {"lap": 2, "command": "make it"}
+    monkeypatch.setattr("blendem.io.ship.LARGEST", 100)
+    with pytest.raises(InputError, match=r"a\.eqx: .* MB in compact form"):
+        ship(tmp_path / "a.eqx", tmp_path / "c.eqx", "make it")
+    assert not (tmp_path / "c.eqx").exists()

@@ -177,6 +177,28 @@ def test_fit_finds_the_mixture_that_made_the_data(key):
     np.testing.assert_allclose(found.covariances[order], covariances, atol=0.03)
 
 
+def test_common_shape_helps_where_components_have_few_rows(rng):
+    d, n = 12, 60
+    shape = np.diag(np.geomspace(0.1, 2, d))
+    scales, far = np.array([0.3, 3.0]), np.array([[-8.0] * d, [8.0] * d])
+    truth = MixturePrior.of([0.5, 0.5], far, scales[:, None, None] * shape)
+    kind = np.arange(n) % 2
+    e = (
+        far[kind]
+        + rng.normal(size=(n, d)) @ np.sqrt(shape) * np.sqrt(scales[kind])[:, None]
+    )
+    start = MixturePrior.of([0.5, 0.5], far, np.ones(2))
+    error = {}
+    for shrink in (0.0, 30.0, 1e6):
+        found = fit_mixture(e, 2, 3, start=start, shrink=shrink)
+        ratio = np.linalg.solve(np.asarray(truth.covariances), found.covariances)
+        error[shrink] = np.abs(np.linalg.eigvals(ratio) - 1).max()
+    assert error[30.0] < 0.8 * error[0.0]
+    shapes = np.asarray(found.covariances)
+    ratio = np.linalg.solve(shapes[0], shapes[1])
+    np.testing.assert_allclose(ratio, ratio[0, 0] * np.eye(d), atol=2e-3 * ratio[0, 0])
+
+
 def test_too_few_galaxies_for_a_mixture_say_what_to_do():
     with pytest.raises(ValueError, match=r"2 galaxies.*3 components.*stamps\.n"):
         fit_mixture(np.zeros((2, 4)), 3, 1)

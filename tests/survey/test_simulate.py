@@ -9,7 +9,12 @@ from scipy import stats
 
 from blendem.survey.instruments import INSTRUMENTS
 from blendem.survey.layout import blend_positions
-from blendem.survey.population import draw_galaxies, draw_stars, total_flux
+from blendem.survey.population import (
+    draw_galaxies,
+    draw_stars,
+    galaxy_density,
+    total_flux,
+)
 from blendem.survey.profiles import draw_models, draw_observed
 from blendem.survey.simulate import draw_stamps, simulate_field
 from blendem.survey.truth import half_light_radius
@@ -294,6 +299,25 @@ def test_other_instruments(name):
     total = np.stack([field.truth[f"flux_{b}"] for b in field.bands], axis=1)
     # Light in the wings of the PSF beyond 50 pixels: 2 % in HST's 2.5 arcsec.
     np.testing.assert_allclose(observed, total[star_free], rtol=0.03)
+
+
+def test_undetected_galaxies_are_light_without_a_source():
+    settings = dict(shape=(256, 256), mag_limit=23.0, star_density=0.0)
+    plain = simulate(**settings)
+    more = simulate(**settings, undetected_limit=25.0)
+    assert len(more.catalog) == len(plain.catalog) == len(more.truth)
+    np.testing.assert_array_equal(more.catalog["x"], plain.catalog["x"])
+    np.testing.assert_array_equal(more.model, plain.model)
+    # The noise is the same: what differs is light, as much as the counts say.
+    extra = (more.image - plain.image)[HSC.index("i")]
+    assert extra.min() > -1e-3
+    magnitudes = np.linspace(23, 25, 201)
+    steps = np.diff([galaxy_density(m) for m in magnitudes])
+    area = 256**2 * (HSC.pixel_scale / 60) ** 2
+    flux = 10 ** (-0.4 * (0.5 * (magnitudes[1:] + magnitudes[:-1]) - plain.magzero))
+    assert extra.sum() == pytest.approx(area * (steps * flux).sum(), rel=0.4)
+    with pytest.raises(ValueError, match="`undetected_limit` must be fainter"):
+        simulate(**settings, undetected_limit=22.0)
 
 
 def test_empty_field():

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from astropy.io import fits
 from astropy.table import Table
@@ -31,7 +32,7 @@ def command(folder: Path, run: str) -> list[str]:
         "2",
         "--rerun-incomplete",
         "--configfile",
-        str(ROOT / "config/smoke.yaml"),
+        str(ROOT / f"config/{run}.yaml"),
         "--config",
         f"run={run}",
     ]
@@ -53,9 +54,23 @@ def finish(folder: Path, run: str) -> float:
     return time.monotonic() - start
 
 
-def read(folder: Path, run: str) -> Table:
-    (path,) = (folder / "results" / run / "catalog").glob("*.fits")
-    return Table.read(path, hdu=1)
+def assert_same(one: Path, two: Path, run: str) -> None:
+    """Same catalogs and, with EM, same numbers lap by lap."""
+    catalogs = sorted((one / "results" / run / "catalog").glob("*.fits"))
+    assert catalogs
+    for path in catalogs:
+        expected = Table.read(path, hdu=1)
+        got = Table.read(two / path.relative_to(one), hdu=1)
+        assert expected.colnames == got.colnames
+        for name in expected.colnames:
+            np.testing.assert_array_equal(expected[name], got[name], err_msg=name)
+    laps = [folder / "results" / run / "em" / "laps.csv" for folder in (one, two)]
+    if laps[0].exists():
+        expected, got = (
+            table.drop(columns=[c for c in table if c.endswith("_seconds")])
+            for table in map(pd.read_csv, laps)
+        )
+        pd.testing.assert_frame_equal(expected, got)
 
 
 def assert_complete(folder: Path, run: str) -> None:
@@ -73,15 +88,16 @@ def assert_complete(folder: Path, run: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_killed_run_ends_with_the_same_catalog(tmp_path, rng):
+@pytest.mark.parametrize("run", ["smoke", "smoke_em"])
+def test_a_killed_run_ends_with_the_same_catalog(tmp_path, rng, run):
     """SIGKILL to the process group at three random moments of a run."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
-    seconds = finish(whole, "smoke")
+    seconds = finish(whole, run)
     kills = 0
     for moment in np.sort(rng.uniform(0.05, 0.8, KILLS)):
         process = subprocess.Popen(
-            command(killed, "smoke"),
+            command(killed, run),
             start_new_session=True,
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
@@ -93,12 +109,17 @@ def test_a_killed_run_ends_with_the_same_catalog(tmp_path, rng):
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
         process.wait()
-        assert_complete(killed, "smoke")
+        assert_complete(killed, run)
         lock = killed / ".snakemake" / "locks"
         shutil.rmtree(lock, ignore_errors=True)
     assert kills == KILLS, f"only {kills} kills hit a running workflow"
-    finish(killed, "smoke")
-    expected, got = read(whole, "smoke"), read(killed, "smoke")
-    assert expected.colnames == got.colnames
-    for name in expected.colnames:
-        np.testing.assert_array_equal(expected[name], got[name], err_msg=name)
+    finish(killed, run)
+    assert_same(whole, killed, run)
+    if run == "smoke_em":
+        more = [*command(whole, run), "em={laps: 3}", "--dry-run"]
+        plan = subprocess.run(more, capture_output=True, text=True, env=ENVIRONMENT)
+        text = plan.stdout + plan.stderr
+        # Two chunks of the new lap, and nothing of the old ones.
+        jobs = [line.split() for line in text.splitlines()]
+        assert ["em_expectation", "2"] in jobs and ["em_maximization", "1"] in jobs
+        assert not any(job[:1] == ["compute_statistics"] for job in jobs)

@@ -7,14 +7,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 import blendem
-from blendem.config import ConfigError, config_hash, load_config
+from blendem.config import (
+    SHIPPED,
+    ConfigError,
+    config_hash,
+    load_config,
+    with_start,
+)
 from blendem.io.headers import read_header
+from blendem.io.shipped import shipped_prior
 from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
 from blendem.survey.instruments import INSTRUMENTS
 
 # A default that the user's file does not mention must not leak in from the default file.
 try:
     CONFIG = load_config(dict(config))
+    if CONFIG.prior.start == SHIPPED:
+        bands = CONFIG.frame.bands or INSTRUMENTS[CONFIG.simulate.instrument].bands
+        path = shipped_prior(Path(workflow.basedir) / "priors", bands)
+        CONFIG = with_start(CONFIG, os.path.relpath(path))
     OUT = f"results/{CONFIG.run}"
     if CONFIG.fields is None:
         ROWS = [

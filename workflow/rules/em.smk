@@ -52,6 +52,7 @@ else:
         params:
             lap=lambda wildcards: int(wildcards.lap),
             em=EM,
+            reference_band=CONFIG.infer.reference_band,
             seed=CONFIG.seed,
         script:
             "../scripts/em_expectation.py"
@@ -61,6 +62,7 @@ else:
             code=modules("prior/refit", "prior/mixture_fit", "prior/symmetry"),
             draws=lambda wildcards: all_chunks(f"em/draws/{wildcards.lap}/{{chunk}}.h5"),
             prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
+            first=prior_of(0),
         output:
             # Lap 00 belongs to train_prior.
             prior=f"{OUT}/prior/{{lap,(?!00)\\d\\d}}.eqx",
@@ -70,11 +72,10 @@ else:
             f"{OUT}/benchmarks/em_maximization/{{lap}}.tsv"
         conda:
             "../../envs/blendem.yaml"
-        # It fills all cores: nothing runs beside it.
-        threads: workflow.cores or 1
         params:
             lap=lambda wildcards: int(wildcards.lap),
             em=EM,
+            amplitude_jitter=CONFIG.prior.amplitude_jitter,
             seed=CONFIG.seed,
         script:
             "../scripts/em_maximization.py"
@@ -124,11 +125,13 @@ else:
             f"{OUT}/logs/em_watch/{{lap}}.log",
         benchmark:
             f"{OUT}/benchmarks/em_watch/{{lap}}.tsv"
+        # Nothing waits for it but the table.
+        priority: -1
         conda:
             "../../envs/blendem.yaml"
         params:
             lap=lambda wildcards: int(wildcards.lap),
-            steps=CONFIG.infer.steps,
+            steps=CONFIG.em.steps,
             reference_band=CONFIG.infer.reference_band,
             seed=CONFIG.seed,
         script:
@@ -154,3 +157,24 @@ else:
             plot=CONFIG.plot.model_dump(),
         script:
             "../scripts/em_table.py"
+
+    # Lap 0, then twice as far each time, and the last one.
+    SHOWN_LAPS = sorted({0, LAPS} | {2**k for k in range(7) if 2**k < LAPS})
+
+    rule plot_em_priors:
+        input:
+            code=modules("plot/inputs", "plot/pictures", "plot/style"),
+            priors=[prior_of(lap) for lap in SHOWN_LAPS],
+        output:
+            f"{OUT}/figures/em_priors.png",
+        log:
+            f"{OUT}/logs/plot_em_priors.log",
+        benchmark:
+            f"{OUT}/benchmarks/plot_em_priors.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            seed=CONFIG.seed,
+            plot=CONFIG.plot.model_dump(),
+        script:
+            "../scripts/plot_em_priors.py"

@@ -11,7 +11,7 @@ if TRAINED:
 if GAUSSIAN_LAPS:
     FIGURES += ["evidence"]
 elif LAPS:
-    FIGURES += ["em"]
+    FIGURES += ["em", "em_priors"]
 if SIMULATED:
     FIGURES += ["flux_error", "coverage"]
 

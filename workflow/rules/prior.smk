@@ -4,7 +4,11 @@ STAMPS = expand(f"{OUT}/stamps/{{chunk}}.npy", chunk=range(CONFIG.stamps.chunks)
 # A denoiser is trained unless there is one already.
 # A prior whose basis and moments are taken.
 GIVEN = CONFIG.prior.start or CONFIG.prior.basis
-TRAINED = CONFIG.prior.tier != "gaussian" and START_TIER in (None, "gaussian")
+TRAINED = (
+    CONFIG.prior.tier != "gaussian"
+    and START_TIER in (None, "gaussian")
+    and CONFIG.em.start == "simulations"
+)
 
 
 rule fit_basis:
@@ -36,37 +40,64 @@ rule fit_basis:
         "../scripts/fit_basis.py"
 
 
-rule train_prior:
-    input:
-        code=modules(
-            "prior/train",
-            "prior/network",
-            "prior/latent",
-            "prior/mixture",
-            "prior/mixture_fit",
-            "prior/schedule",
-            "prior/stamps",
-            "io/priors",
-        ),
-        basis=BASIS,
-        stamps=STAMPS if TRAINED else [],
-        start=CONFIG.prior.start or [],
-    output:
-        prior=f"{OUT}/prior/00.eqx",
-        curve=f"{OUT}/prior/00.csv",
-    log:
-        f"{OUT}/logs/train_prior.log",
-    benchmark:
-        f"{OUT}/benchmarks/train_prior.tsv"
-    conda:
-        "../../envs/blendem.yaml"
-    # It fills all cores: nothing runs beside it.
-    threads: (workflow.cores or 1) if TRAINED else 1
-    params:
-        seed=CONFIG.seed,
-        prior=CONFIG.prior.model_dump(exclude={"modes"}),
-        reference_band=CONFIG.infer.reference_band,
-        # Not an output: Snakemake removes those of a job that was cut off.
-        checkpoint=f"{OUT}/checkpoints/train_prior.ckpt",
-    script:
-        "../scripts/train_prior.py"
+if CONFIG.em.start == "simulations":
+
+    rule train_prior:
+        input:
+            code=modules(
+                "prior/train",
+                "prior/network",
+                "prior/latent",
+                "prior/mixture",
+                "prior/mixture_fit",
+                "prior/schedule",
+                "prior/stamps",
+                "io/priors",
+            ),
+            basis=BASIS,
+            stamps=STAMPS if TRAINED else [],
+            start=CONFIG.prior.start or [],
+        output:
+            prior=f"{OUT}/prior/00.eqx",
+            curve=f"{OUT}/prior/00.csv",
+        log:
+            f"{OUT}/logs/train_prior.log",
+        benchmark:
+            f"{OUT}/benchmarks/train_prior.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        # It fills all cores: nothing runs beside it.
+        threads: (workflow.cores or 1) if TRAINED else 1
+        params:
+            seed=CONFIG.seed,
+            prior=CONFIG.prior.model_dump(exclude={"modes"}),
+            reference_band=CONFIG.infer.reference_band,
+            # Not an output: Snakemake removes those of a job that was cut off.
+            checkpoint=f"{OUT}/checkpoints/train_prior.ckpt",
+        script:
+            "../scripts/train_prior.py"
+
+else:
+
+    rule em_start:
+        input:
+            code=modules("inference/em", "inference/posterior", "prior/refit"),
+            blends=all_chunks("blends/{chunk}.h5"),
+            statistics=all_chunks("statistics/{chunk}.h5"),
+            basis=BASIS,
+        output:
+            prior=f"{OUT}/prior/00.eqx",
+            evidence=f"{OUT}/em/start.csv",
+        log:
+            f"{OUT}/logs/em_start.log",
+        benchmark:
+            f"{OUT}/benchmarks/em_start.tsv"
+        conda:
+            "../../envs/blendem.yaml"
+        params:
+            em=CONFIG.em.model_dump(exclude={"laps"}),
+            prior=CONFIG.prior.model_dump(exclude={"train", "network"}),
+            reference_band=CONFIG.infer.reference_band,
+            seed=CONFIG.seed,
+        script:
+            "../scripts/em_start.py"

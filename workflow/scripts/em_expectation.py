@@ -1,14 +1,12 @@
-"""E step of one lap: draws of the galaxies of all blends of a chunk that EM learns from."""
+"""E step of one lap: draws of the galaxies of all blends of a chunk."""
 
 import itertools
 import logging
 import time
 from pathlib import Path
 
-import numpy as np
-
 from blendem.config import EMConfig
-from blendem.inference.em import draw_galaxies, is_held_out
+from blendem.inference.em import draw_galaxies, is_held_out, join
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5, write_h5
@@ -28,52 +26,56 @@ def main(
     output: Path,
     lap: int,
     config: EMConfig,
+    reference_band: str,
     seed: int,
 ) -> None:
-    """Draws that are not sound are left out and counted."""
+    """Draws that are not sound are left out and counted.
+
+    The blends that watch are drawn too: what a prior gives their galaxies tells whether it
+    memorised those that it was taught.
+    """
     start = time.perf_counter()
     model, _ = read_prior(prior)
     if lap == 1:
         model = broaden(model, config.broaden)
+    reference = model.basis.bands.index(reference_band)
     data = read_blends(blends)
     names = data.names
     use = read_h5(statistics, only=("in_em",))[0]["in_em"]
-    use = use & ~is_held_out(names, config.held_out, seed)
-    rows = (
-        (s, names[row])
-        for row, s in enumerate(read_statistics(statistics, data))
-        if use[row]
-    )
-    parts, count = [], 0
-    while portion := list(itertools.islice(rows, PORTION)):
-        count += len(portion)
-        parts.append(
-            draw_galaxies(
-                *zip(*portion, strict=True),
-                model,
-                config.draws,
-                config.steps,
-                f"em/{lap}",
-                seed,
-            )
+    held_out = is_held_out(names, config.held_out, seed)
+    arrays, attrs = {}, {}
+    for kind, chosen in (("taught", use & ~held_out), ("unseen", use & held_out)):
+        rows = (
+            (s, names[row])
+            for row, s in enumerate(read_statistics(statistics, data))
+            if chosen[row]
         )
-    d = len(model.mean)
-    totals = {
-        name: sum(getattr(part, name) for part in parts)
-        for name in ("galaxies", "failed", "diverged")
-    }
-    attrs = totals | {"blends": count, "seconds": time.perf_counter() - start}
+        parts = []
+        while portion := list(itertools.islice(rows, PORTION)):
+            parts.append(
+                draw_galaxies(
+                    *zip(*portion, strict=True),
+                    model,
+                    config.draws,
+                    config.steps,
+                    reference,
+                    f"em/{lap}",
+                    seed,
+                )
+            )
+        draws = join(parts, len(model.mean))
+        names_of = ("z", "galaxy", "center", "log_amplitude")
+        arrays[kind] = {name: getattr(draws, name) for name in names_of}
+        if kind == "taught":
+            attrs = {
+                "galaxies": len(draws.center),
+                "failed": draws.failed,
+                "diverged": draws.diverged,
+                "blends": int(chosen.sum()),
+                "seconds": time.perf_counter() - start,
+            }
     LOG.info("%s", attrs)
-    write_h5(
-        output,
-        {
-            "z": np.concatenate([np.zeros((0, d), np.float32), *(p.z for p in parts)]),
-            "log_amplitude": np.concatenate(
-                [np.zeros(0), *(p.log_amplitude for p in parts)]
-            ),
-        },
-        attrs,
-    )
+    write_h5(output, arrays, attrs)
 
 
 if "snakemake" in globals():
@@ -85,5 +87,6 @@ if "snakemake" in globals():
         Path(snakemake.output.draws),
         snakemake.params.lap,
         EMConfig(**snakemake.params.em),
+        snakemake.params.reference_band,
         snakemake.params.seed,
     )

@@ -4,25 +4,32 @@ import logging
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from blendem.config import EMConfig
+from blendem.inference.em import GalaxyDraws, join
 from blendem.io.priors import read_prior, write_prior
 from blendem.io.products import read_h5
 from blendem.logs import configure_logging
-from blendem.prior.refit import RefitSettings, broaden, refit
+from blendem.measure.em import nearest_ratio
+from blendem.prior.mixture_fit import mean_log_density
+from blendem.prior.refit import RefitSettings, broaden, fit_rows, refit
 from blendem.rng import stage_rng
 
 LOG = logging.getLogger(__name__)
+MEMORY_ROWS = 4000  # draws of either kind that are compared
 COUNTS = ("blends", "galaxies", "failed", "diverged")
 
 
 def main(
     draws: list[Path],
     previous: Path,
+    first: Path,
     output: Path,
     lap: int,
     config: EMConfig,
+    amplitude_jitter: float,
     seed: int,
 ) -> None:
     """The basis and its moments stay; the card says what the draws were."""
@@ -31,21 +38,46 @@ def main(
     if lap == 1:  # what the draws were made with
         prior = broaden(prior, config.broaden)
     parts = [read_h5(path) for path in draws]
-    z = np.concatenate([arrays["z"] for arrays, _ in parts])
-    amplitude = np.concatenate([arrays["log_amplitude"] for arrays, _ in parts])
-    settings = RefitSettings(config.rows, config.iterations, config.symmetric)
+    taught, unseen = (
+        join((GalaxyDraws(**arrays[kind]) for arrays, _ in parts), len(prior.mean))
+        for kind in ("taught", "unseen")
+    )
+    settings = RefitSettings(
+        config.rows,
+        config.iterations,
+        config.symmetric,
+        config.shrink,
+        amplitude_jitter,
+        config.keep,
+    )
     rng = stage_rng(seed, "em_maximization", lap)
-    prior, score = refit(prior, z, amplitude, settings, rng)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}
+    prior, score = refit(prior, taught, settings, rng, first=read_prior(first)[0])
     counts |= {
-        "draws": len(z),
+        "draws": len(taught.z),
         "log_density": score,
         "expectation_seconds": sum(attrs["seconds"] for _, attrs in parts),
         "maximization_seconds": time.perf_counter() - start,
     }
+    if len(unseen.z):
+        counts |= _memory(prior, taught, unseen, settings, rng)
     LOG.info("lap %d: %s", lap, counts)
     laps = [*card.get("laps", []), {"lap": lap} | counts]
     write_prior(output, prior, card | {"lap": lap, "laps": laps})
+
+
+def _memory(prior, taught, unseen, settings, rng) -> dict[str, float]:
+    """Galaxies that were taught against those that were not, under the new prior."""
+    few = settings._replace(rows=MEMORY_ROWS)
+    known, new = (fit_rows(prior, rows, few, rng)[0] for rows in (taught, unseen))
+    key = jax.random.key(rng.integers(2**31))
+    n = prior.n_modes
+    draws = np.asarray(prior.mixture.sample(MEMORY_ROWS, key=key))
+    return {
+        "log_density_taught": mean_log_density(prior.mixture, known),
+        "log_density_unseen": mean_log_density(prior.mixture, new),
+        "nearest_ratio": nearest_ratio(draws[:, :n], new[:, :n], known[:, :n]),
+    }
 
 
 if "snakemake" in globals():
@@ -53,8 +85,10 @@ if "snakemake" in globals():
     main(
         [Path(path) for path in snakemake.input.draws],
         Path(snakemake.input.prior),
+        Path(snakemake.input.first),
         Path(snakemake.output.prior),
         snakemake.params.lap,
         EMConfig(**snakemake.params.em),
+        snakemake.params.amplitude_jitter,
         snakemake.params.seed,
     )

@@ -28,6 +28,7 @@ from blendem.measure.em import (
     prior_variance,
     sliced_wasserstein,
 )
+from blendem.measure.multivariate import CELL_COUNTS, two_sample_test
 from blendem.measure.quantities import posterior_quantities, truth_quantities
 from blendem.prior.latent import LatentPrior
 from blendem.prior.refit import Turns, latent_rows
@@ -37,6 +38,7 @@ from blendem.rng import stage_key, stage_rng
 LOG = logging.getLogger(__name__)
 DRAWS = 32
 TURNED = 4  # copies of a true galaxy, each under a random symmetry
+CELLS = 64  # of the two-sample test
 
 
 def main(
@@ -226,8 +228,18 @@ def _against_truth(model, watched, whole, truth, band, seed) -> dict[str, float]
         **scores,
         **denoising_loss(mixture, e, n, key=key),
         "sliced_wasserstein": sliced_wasserstein(prior_draws[:, :n], e[:, :n], rng),
+        "two_sample_chi2": _two_samples(prior_draws[:, :n], e[::TURNED, :n], rng),
         "energy_outside": _outside(basis, images / scale[:, None, None, None], known),
     }
+
+
+def _two_samples(draws, true, rng) -> float:
+    """Chi2 of counts in Voronoi cells per degree of freedom: 1 for equal distributions."""
+    cells = min(CELLS, len(true) // CELL_COUNTS)
+    if cells < 2:
+        return np.nan
+    test = two_sample_test(draws, true, cells, rng=rng)
+    return test.chi2 / test.dof
 
 
 def _outside(basis, images, z) -> float:

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from blendem import plot
 from blendem.config import PlotConfig, PriorConfig
-from blendem.inference.sampler import sample_prior
-from blendem.io.priors import Prior, read_prior
+from blendem.io.priors import read_prior
 from blendem.logs import configure_logging
-from blendem.plot.inputs import display_bands, save
+from blendem.plot.inputs import display_bands, prior_images, save
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.stamps import prepare_stamps
 from blendem.rng import stage_key, stage_rng
@@ -49,11 +48,11 @@ def main(
             rng=rng,
         )
         rows["training\ngalaxies"] = images
-    rows["Gaussian\ndraws"] = draw(gaussian, key)
+    rows["Gaussian\ndraws"] = prior_images(gaussian, STAMPS, key=key)
     if isinstance(prior, GaussianPrior):
-        rows["draws\nafter EM"] = draw(prior, key)
+        rows["draws\nafter EM"] = prior_images(prior, STAMPS, key=key)
     else:
-        rows["diffusion\ndraws"] = draw(prior, key)
+        rows["diffusion\ndraws"] = prior_images(prior, STAMPS, key=key)
     rgb = display_bands(space.bands, config.rgb)
     mean = np.asarray(space.mean)
     stretch = 0.03 * float(mean[[space.bands.index(b) for b in rgb]].max())
@@ -71,15 +70,6 @@ def main(
         draw_modes(panels[-1], space, band)
         panels[-1, 0].set_ylabel(f"modes, {band}")
         save(figure, output, config.dpi)
-
-
-def draw(prior: Prior, key: PRNGKeyArray) -> np.ndarray:
-    """Images of unconditional draws."""
-    if isinstance(prior, GaussianPrior):
-        z = prior.sample(STAMPS, key=key)
-    else:
-        z = sample_prior(prior, STAMPS, key=key)
-    return np.asarray(prior.basis.decode(np.asarray(z)))
 
 
 def draw_modes(axes: plot.Panels, basis: Basis, band: str) -> None:

@@ -35,6 +35,7 @@ def main(
         stamp=frame.stamp,
         psf_sigma=frame.psf_sigma,
         centroid_error=simulate.centroid_error,
+        undetected_limit=simulate.undetected_limit,
     )
     write_h5(
         truth,

@@ -6,17 +6,17 @@ Rubin 1977). For the diffusion tier the E step draws (`draw_galaxies`) and the M
 (`prior.refit`).
 """
 
-import zlib
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.inference.sampler import Draws, SamplerSettings, sample
-from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.gaussian import Basis, GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior
 from blendem.prior.symmetry import latent_symmetries, symmetrise_moments
 from blendem.rng import stage_key, stage_rng
@@ -26,6 +26,8 @@ MAX_RESIDUAL = 0.1
 # Nor do those farther out than this, in units of the deviations of the Gaussian prior: the
 # longest of 20000 true galaxies has coordinates up to 60.
 MAX_COORDINATE = 100.0
+# By how much an amplitude can be mended: fluxes of galaxies that are hardly seen are no amplitudes.
+MOST_MENDED = 2.5
 
 
 class Expectation(NamedTuple):
@@ -114,17 +116,93 @@ class GalaxyDraws(NamedTuple):
 
     Attributes:
         z: `(row, mode)`; a row is one draw of one galaxy.
-        log_amplitude: Of the galaxies, `(row,)`.
-        galaxies: Number of galaxies that have draws.
+        galaxy: Which galaxy it is a draw of, `(row,)`.
+        center: Mean of the draws of each galaxy, `(galaxy, mode)`.
+        log_amplitude: ln of the amplitudes that z is relative to, `(galaxy,)`.
         failed: Blends without a posterior.
         diverged: Draws of blends that were dropped: not finite, not converged or far out.
     """
 
     z: Float[np.ndarray, "row mode"]
-    log_amplitude: Float[np.ndarray, " row"]
-    galaxies: int
-    failed: int
-    diverged: int
+    galaxy: Int[np.ndarray, " row"]
+    center: Float[np.ndarray, "galaxy mode"]
+    log_amplitude: Float[np.ndarray, " galaxy"]
+    failed: int = 0
+    diverged: int = 0
+
+    @classmethod
+    def empty(cls, n_modes: int) -> "GalaxyDraws":
+        """No draws."""
+        z = np.zeros((0, n_modes), np.float32)
+        return cls(z, np.zeros(0, np.int64), z, np.zeros(0))
+
+    @classmethod
+    def of(
+        cls,
+        z: Float[np.ndarray, "draw galaxy mode"],
+        log_amplitude: Float[np.ndarray, " galaxy"],
+        basis: Basis,
+        reference: int | None,
+    ) -> "GalaxyDraws":
+        """Draws of the galaxies of one blend, relative to the fluxes that they have.
+
+        Args:
+            z: Relative to the amplitudes of the statistics.
+            log_amplitude: ln of these.
+            basis: Basis of z.
+            reference: Index of the band of the reference flux; None: the amplitudes are
+                right.
+        """
+        center = z.mean(axis=0)
+        if reference is not None:
+            unit, more = of_unit_flux(basis, center, reference)
+            # What the data leave open is the prior's, and no brighter for a brighter galaxy.
+            z, center, log_amplitude = z - center + unit, unit, log_amplitude + more
+        n, galaxies, d = z.shape
+        return cls(
+            z.reshape(-1, d).astype(np.float32),
+            np.tile(np.arange(galaxies), n),
+            center.astype(np.float32),
+            log_amplitude,
+        )
+
+
+def join(parts: Iterable[GalaxyDraws], n_modes: int) -> GalaxyDraws:
+    """All draws of some parts; galaxies are numbered on."""
+    parts = [GalaxyDraws.empty(n_modes), *parts]
+    first = np.cumsum([0, *(len(part.center) for part in parts)])
+    return GalaxyDraws(
+        np.concatenate([part.z for part in parts]),
+        np.concatenate([p.galaxy + n for p, n in zip(parts, first, strict=False)]),
+        np.concatenate([part.center for part in parts]),
+        np.concatenate([part.log_amplitude for part in parts]),
+        sum(part.failed for part in parts),
+        sum(part.diverged for part in parts),
+    )
+
+
+def gaussian_galaxies(
+    statistics: BlendStatistics,
+    prior: GaussianPrior,
+    n_draws: int,
+    reference: int | None,
+    rng: np.random.Generator,
+) -> GalaxyDraws:
+    """Galaxies of a blend as a Gaussian prior finds them: where EM of a diffusion may start.
+
+    Args:
+        statistics: Of the blend.
+        prior: The Gaussian.
+        n_draws: Posterior draws; 0: the posterior mean, which is the closed-form MAP.
+        reference: Index of the band of the reference flux; None: the amplitudes are right.
+        rng: Of the draws.
+    """
+    p, d = posterior(statistics, prior), len(prior.mean)
+    w = p.draw(n_draws, rng) if n_draws else p.mean[None]
+    galaxy = np.flatnonzero(~np.asarray(statistics.is_star, bool))
+    z = w[:, : len(statistics.is_star) * d].reshape(len(w), -1, d)[:, galaxy]
+    amplitude = statistics.log_amplitude[galaxy]
+    return GalaxyDraws.of(z, amplitude, prior.basis, reference)
 
 
 def draw_galaxies(
@@ -133,10 +211,15 @@ def draw_galaxies(
     prior: LatentPrior,
     n_draws: int,
     steps: int,
+    reference: int | None,
     stage: str,
     seed: int,
 ) -> GalaxyDraws:
     """E step of the diffusion tier: joint posterior draws, and which of them are sound.
+
+    The amplitudes of the statistics come from the same pixels as the draws. A prior of
+    galaxies relative to these would learn their errors, and count the data twice. So draws are
+    given relative to the fluxes that the posterior finds.
 
     Args:
         blends: Statistics of the blends.
@@ -144,6 +227,7 @@ def draw_galaxies(
         prior: What the draws are made with.
         n_draws: Per blend.
         steps: Noise levels.
+        reference: Index of the band of the reference flux; None: the amplitudes are right.
         stage: Names the use of the random numbers.
         seed: Of the run.
     """
@@ -161,9 +245,7 @@ def draw_galaxies(
         SamplerSettings(steps=steps),
         keys=[stage_key(seed, f"{stage}/{names[i]}") for i in kept],
     )
-    d = len(prior.mean)
-    z, log_amplitude = [np.zeros((0, d), np.float32)], [np.zeros(0)]
-    galaxies, diverged = 0, 0
+    d, parts, diverged = len(prior.mean), [], 0
     for i, one in zip(kept, found, strict=True):
         galaxy = np.flatnonzero(~np.asarray(blends[i].is_star, bool))
         good = sound(one)
@@ -172,13 +254,32 @@ def draw_galaxies(
             continue
         rng = stage_rng(seed, f"{stage}/{names[i]}")
         w = complete_draws(blends[i], prior, one.e[good], rng)
-        blocks = w[:, : len(blends[i].is_star) * d].reshape(len(w), -1, d)[:, galaxy]
-        z.append(blocks.reshape(-1, d).astype(np.float32))
-        log_amplitude.append(np.tile(blends[i].log_amplitude[galaxy], len(w)))
-        galaxies += len(galaxy)
-    return GalaxyDraws(
-        np.concatenate(z), np.concatenate(log_amplitude), galaxies, failed, diverged
-    )
+        z = w[:, : len(blends[i].is_star) * d].reshape(len(w), -1, d)[:, galaxy]
+        amplitude = blends[i].log_amplitude[galaxy]
+        parts.append(GalaxyDraws.of(z, amplitude, prior.basis, reference))
+    return join(parts, d)._replace(failed=failed, diverged=diverged)
+
+
+def of_unit_flux(
+    basis: Basis, z: Float[np.ndarray, "galaxy mode"], reference: int
+) -> tuple[Float[np.ndarray, "galaxy mode"], Float[np.ndarray, " galaxy"]]:
+    """Give galaxies relative to their reference flux.
+
+    Args:
+        basis: Basis of z.
+        z: Galaxies relative to their amplitudes.
+        reference: Index of the band.
+
+    Returns:
+        The galaxies, and ln of their fluxes; those whose flux is far from their amplitude
+        are as they were, and have 0.
+    """
+    flux = np.sum(basis.modes[:, reference], axis=(1, 2), dtype=float)
+    total = np.sum(basis.mean[reference], dtype=float) + z @ flux
+    known = (total > 1 / MOST_MENDED) & (total < MOST_MENDED)
+    mended = np.where(known, total, 1.0)
+    dark = empty_stamp(basis)
+    return dark + (z - dark) / mended[:, None], np.log(mended)
 
 
 def sound(draws: Draws) -> np.ndarray:
@@ -191,5 +292,6 @@ def sound(draws: Draws) -> np.ndarray:
 
 def is_held_out(names: Sequence[str], part: float, seed: int) -> np.ndarray:
     """Choose blends by their names: others that come or go change nothing."""
-    numbers = [zlib.crc32(f"{seed}/held_out/{name}".encode()) for name in names]
+    digests = (hashlib.sha256(f"{seed}/held_out/{n}".encode()) for n in names)
+    numbers = [int.from_bytes(digest.digest()[:4], "big") for digest in digests]
     return np.asarray(numbers, float) / 2**32 < part

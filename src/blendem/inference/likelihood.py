@@ -57,23 +57,8 @@ def galaxy_likelihood(
         ValueError: If the statistics are not finite, or have no amplitudes where the prior
             asks for them.
     """
-    H, b, r2, _ = _whitened(statistics, prior)
-    sampled = sampled_unknowns(statistics, prior)
-    H_g, b_g = H[np.ix_(sampled, sampled)], b[sampled]
-    if not sampled.all():
-        # Schur complement of 1 + H_nn: marginalisation over N(0, 1) unknowns.
-        cross = H[np.ix_(~sampled, sampled)]
-        lower = _nuisance_factor(H, sampled)
-        half = scipy.linalg.solve_triangular(lower, cross, lower=True)
-        seen = scipy.linalg.solve_triangular(lower, b[~sampled], lower=True)
-        H_g = H_g - half.T @ half
-        b_g = b_g - half.T @ seen
-        r2 = r2 - seen @ seen
+    H_g, b_g, r2, _ = galaxy_information(statistics, prior)
     n_galaxies = int(np.sum(~np.asarray(statistics.is_star, bool)))
-    if getattr(prior, "brightness", None) is not None:
-        known = _brightness(statistics, prior)
-        H_g, b_g = _with_brightness(H_g, b_g, known, prior)
-        r2 = r2 + known @ known / BRIGHTNESS_SIGMA**2
     values, vectors = np.linalg.eigh(0.5 * (H_g + H_g.T))
     values, vectors = values[::-1], vectors[:, ::-1]
     seen = values > max(INFORMATION, RELATIVE_RANK * values.max(initial=0.0))
@@ -87,6 +72,65 @@ def galaxy_likelihood(
         rest=float(r2 - target @ target),
         n_data=statistics.n_data,
     )
+
+
+class GalaxyInformation(NamedTuple):
+    """What the data say about the galaxies of one blend, all else marginalised.
+
+    `-2 ln L(e) = norm + r2 - 2 b^T e + e^T H e`, without `log_norm` of the pixels.
+
+    Attributes:
+        H: `(latent, latent)`; `latent = galaxy x coordinate`.
+        b: `(latent,)`.
+        r2, norm: Scalars; `norm` is a log determinant.
+    """
+
+    H: Float[np.ndarray, "latent latent"]
+    b: Float[np.ndarray, " latent"]
+    r2: float
+    norm: float
+
+
+def galaxy_information(
+    statistics: BlendStatistics,
+    prior: GaussianPrior | LatentPrior,
+    scale: Float[np.ndarray, " unknown"] | None = None,
+) -> GalaxyInformation:
+    """Information on the first coordinates of galaxies, with the catalog's amplitudes.
+
+    Args:
+        statistics: Of the blend.
+        prior: Mean and factor of z, deviations of the last coordinates.
+        scale: These deviations; None: as the statistics tell.
+
+    Raises:
+        ValueError: As `galaxy_likelihood`.
+    """
+    H, b, r2, _ = _whitened(statistics, prior, scale)
+    sampled = sampled_unknowns(statistics, prior)
+    H_g, b_g, norm = H[np.ix_(sampled, sampled)], b[sampled], 0.0
+    if not sampled.all():
+        # Schur complement of 1 + H_nn: marginalisation over N(0, 1) unknowns.
+        cross = H[np.ix_(~sampled, sampled)]
+        lower = _nuisance_factor(H, sampled)
+        half = scipy.linalg.solve_triangular(lower, cross, lower=True)
+        seen = scipy.linalg.solve_triangular(lower, b[~sampled], lower=True)
+        H_g = H_g - half.T @ half
+        b_g = b_g - half.T @ seen
+        r2 = r2 - seen @ seen
+        norm = 2 * float(np.sum(np.log(np.diag(lower))))
+    if getattr(prior, "brightness", None) is not None:
+        known = _brightness(statistics, prior)
+        H_g, b_g = _with_brightness(H_g, b_g, known, prior)
+        r2 = r2 + known @ known / BRIGHTNESS_SIGMA**2
+    return GalaxyInformation(H_g, b_g, float(r2), norm)
+
+
+def fine_scale(
+    statistics: BlendStatistics, prior: GaussianPrior | LatentPrior
+) -> Float[np.ndarray, " unknown"]:
+    """Deviations of all unknowns, as `galaxy_information` takes them."""
+    return _whitened(statistics, prior)[3]
 
 
 def _brightness(statistics, prior):
@@ -146,7 +190,7 @@ def sampled_unknowns(
     return sampled
 
 
-def _whitened(statistics, prior):
+def _whitened(statistics, prior, scale=None):
     """H, b, r2 in coordinates that are N(0, 1) a priori, and their deviations s.
 
     For galaxies `z = mean + cholesky s e`; s is 1 but for the last coordinates.
@@ -161,7 +205,8 @@ def _whitened(statistics, prior):
     b_e = apply_prior((b - pull)[:, None], statistics, factor)[:, 0]
     H_e = apply_prior(apply_prior(H, statistics, factor).T, statistics, factor)
     H_e = 0.5 * (H_e + H_e.T)
-    scale = _fine_scale(statistics, prior, H_e, b_e)
+    if scale is None:
+        scale = _fine_scale(statistics, prior, H_e, b_e)
     return scale[:, None] * H_e * scale, scale * b_e, r2, scale
 
 

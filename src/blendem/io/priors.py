@@ -1,6 +1,9 @@
 """Priors on disk: one JSON line that rebuilds the model, then its Equinox leaves."""
 
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,9 @@ TIERS = {"gaussian": GaussianPrior, "latent": LatentPrior, "unet": UNetPrior}
 SCALE_TOLERANCE = 0.01  # relative, of pixel scales and PSFs: rounding of a WCS
 
 
-def write_prior(path: str | Path, prior: Prior, card: dict[str, Any]) -> None:
+def write_prior(
+    path: str | Path, prior: Prior, card: dict[str, Any], *, compact: bool = False
+) -> None:
     """Write a prior and its model card; the file appears only when complete.
 
     Args:
@@ -32,7 +37,11 @@ def write_prior(path: str | Path, prior: Prior, card: dict[str, Any]) -> None:
         prior: A prior of any tier.
         card: How it was made, plain values: settings of the training, SHA-256 of the
             data, validation curve, seconds, device.
+        compact: For priors that are shipped: modes in half precision, everything else in
+            single precision, compressed; stamps are projected by least squares.
     """
+    if compact:
+        prior = _reduced(prior)
     basis = prior.basis
     header = {
         "format": FORMAT,
@@ -42,11 +51,16 @@ def write_prior(path: str | Path, prior: Prior, card: dict[str, Any]) -> None:
         "modes": len(basis.modes),
         "analysis": basis.analysis is not None,
         "network": _network_header(prior),
+        "compact": compact,
         "card": card,
     }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write((json.dumps(header) + "\n").encode())
-        eqx.tree_serialise_leaves(file, prior)
+        if compact:
+            leaves = jax.tree.leaves(prior)
+            np.savez_compressed(file, **{f"{i}": x for i, x in enumerate(leaves)})
+        else:
+            eqx.tree_serialise_leaves(file, prior)
 
 
 def read_prior(path: str | Path) -> tuple[Prior, dict[str, Any]]:
@@ -62,8 +76,19 @@ def read_prior(path: str | Path) -> tuple[Prior, dict[str, Any]]:
     with open(path, "rb") as file:
         file.seek(header["start"])
         try:
-            prior = eqx.tree_deserialise_leaves(file, like)
-        except (RuntimeError, ValueError, EOFError, OSError) as error:
+            if header.get("compact"):
+                prior = _restored(like, file.read())
+            else:
+                prior = eqx.tree_deserialise_leaves(file, like)
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            EOFError,
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise InputError(
                 f"{path}: truncated or damaged ({error}); train the prior again"
             ) from None
@@ -75,6 +100,40 @@ def read_prior(path: str | Path) -> tuple[Prior, dict[str, Any]]:
         network = jax.tree.map(jnp.asarray, prior.network)
         prior = eqx.tree_at(lambda p: p.network, prior, network)
     return prior, header["card"]
+
+
+def _reduced(prior: Prior) -> Prior:
+    """The same prior with fewer bits, without what can be computed from the rest."""
+    where = lambda p: gaussian_of(p).basis.analysis  # noqa: E731
+    if where(prior) is not None:
+        prior = eqx.tree_at(where, prior, None)
+    modes = lambda p: gaussian_of(p).basis.modes  # noqa: E731
+    low = jax.tree.map(lambda x: np.asarray(x, np.float32), prior)
+    return eqx.tree_at(modes, low, np.asarray(modes(prior), np.float16))
+
+
+def _restored(like: Prior, content: bytes) -> Prior:
+    """A prior from the leaves of `_reduced`, with the types of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    with np.load(io.BytesIO(content)) as file:
+        found = [file[f"{i}"] for i in range(len(leaves))]
+        if len(file.files) != len(leaves):
+            raise ValueError(f"{len(file.files)} arrays instead of {len(leaves)}")
+    for one, model in zip(found, leaves, strict=True):
+        if one.shape != np.shape(model):
+            raise ValueError(f"an array of {one.shape} instead of {np.shape(model)}")
+    prior = structure.unflatten(
+        [x.astype(model.dtype) for x, model in zip(found, leaves, strict=True)]
+    )
+    modes = np.asarray(prior.basis.modes, float)
+    flat = modes.reshape(len(modes), -1)
+    dual = np.linalg.solve(flat @ flat.T, flat).reshape(modes.shape)
+    return eqx.tree_at(
+        lambda p: gaussian_of(p).basis.analysis,
+        prior,
+        dual.astype(np.float32),
+        is_leaf=lambda x: x is None,
+    )
 
 
 def tier_of(prior: Prior) -> str:

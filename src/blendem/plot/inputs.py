@@ -9,12 +9,15 @@ import pandas as pd
 from astropy.io import fits
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
+from blendem.inference.sampler import sample_prior
 from blendem.io.atomic import atomic_path
+from blendem.io.priors import Prior
 from blendem.io.products import read_models, read_table
+from blendem.prior.gaussian import GaussianPrior
 
 MARGIN = 14  # shown around the sources of a blend [pixel]
 
@@ -169,3 +172,14 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure; the file appears only when complete."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
+
+
+def prior_images(
+    prior: Prior, n: int, *, key: PRNGKeyArray
+) -> Float[np.ndarray, "n band stamp stamp"]:
+    """Images of unconditional draws."""
+    if isinstance(prior, GaussianPrior):
+        z = prior.sample(n, key=key)
+    else:
+        z = sample_prior(prior, n, key=key)
+    return np.asarray(prior.basis.decode(np.asarray(z)))

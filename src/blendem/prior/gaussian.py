@@ -60,6 +60,13 @@ class Basis(eqx.Module):
         return mean + (z @ flat).reshape(*z.shape[:-1], *self.mean.shape)
 
 
+def empty_stamp(basis: Basis) -> Float[np.ndarray, " mode"]:
+    """Coordinates z of an empty stamp: scaling a galaxy by a is `dark + a (z - dark)`."""
+    return np.asarray(basis.encode(np.zeros_like(np.asarray(basis.mean))[None]), float)[
+        0
+    ]
+
+
 class GaussianPrior(eqx.Module):
     """Normal distribution of the coordinates z in a fixed basis.
 

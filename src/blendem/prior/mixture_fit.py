@@ -20,11 +20,17 @@ def fit_mixture(
     iterations: int,
     watch: Callable[[int, float, MixturePrior], None] | None = None,
     start: MixturePrior | None = None,
+    shrink: float = 0.0,
 ) -> MixturePrior:
     """Fit full covariances by EM (Dempster, Laird & Rubin 1977).
 
     Without `start` it begins with shells of equal numbers of rows by length, since galaxies of
     unit flux are a mixture of scales: there is no random start.
+
+    With `shrink` the covariances are those of highest posterior density under an inverse
+    Wishart prior about `scale x shape`, the scale of the component and one shape for all
+    (a scale mixture, as galaxies are to first order). A component of few galaxies would else
+    exclude all that they do not span.
 
     Args:
         e: Whitened coordinates.
@@ -33,6 +39,7 @@ def fit_mixture(
         watch: Called after every iteration with its number, the mean log density of the rows
             before it, up to a constant, and the mixture after it.
         start: Mixture to begin with, of `components` components.
+        shrink: Weight of the common shape [rows].
 
     Raises:
         ValueError: If there are fewer rows than components.
@@ -47,22 +54,32 @@ def fit_mixture(
     if start is None:
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
-        state = _maximise(e, jax.nn.one_hot(shell, components))
+        state = _maximise(e, jax.nn.one_hot(shell, components), shrink)
     else:
-        lower = np.linalg.cholesky(np.asarray(start.covariances, float))
-        state = tuple(
-            jnp.asarray(x, jnp.float32) for x in (start.weights, start.centers, lower)
-        )
+        state = _state(start)
     for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
         if not np.isfinite(float(score)):
             raise FloatingPointError(
                 "the mixture of Gaussians diverged; look for stamps that are not finite"
             )
-        state = _maximise(e, responsibility)
+        state = _maximise(e, responsibility, shrink)
         if watch is not None:
             watch(number, float(score), _mixture(state))
     return _mixture(state)
+
+
+def mean_log_density(
+    mixture: MixturePrior, e: Float[np.ndarray | Array, "row latent"]
+) -> float:
+    """Mean log density of rows, up to the constant that all mixtures share."""
+    return float(_expect(jnp.asarray(e, jnp.float32), *_state(mixture))[1])
+
+
+def _state(mixture):
+    lower = np.linalg.cholesky(np.asarray(mixture.covariances, float))
+    parts = (mixture.weights, mixture.centers, lower)
+    return tuple(jnp.asarray(x, jnp.float32) for x in parts)
 
 
 def _mixture(state):
@@ -87,17 +104,30 @@ def _expect(e, weights, centers, lower):
 
 
 @jax.jit
-def _maximise(e, responsibility):
+def _maximise(e, responsibility, shrink):
     """Weights, centres and lower factors of the covariances."""
     number = jnp.sum(responsibility, axis=0) + MINIMUM
     centers = (responsibility.T @ e) / number[:, None]
+    weights = number / jnp.sum(number)
 
-    def factor(component):
+    def covariance(component):
         part, center, number = component
         step = e - center[None]
-        covariance = (step.T * part[None]) @ step / number
         floor = COVARIANCE_FLOOR * jnp.eye(e.shape[1], dtype=e.dtype)
-        return jnp.linalg.cholesky(covariance + floor)
+        return (step.T * part[None]) @ step / number + floor
 
-    lower = jax.lax.map(factor, (responsibility.T, centers, number))
-    return number / jnp.sum(number), centers, lower
+    own = jax.lax.map(covariance, (responsibility.T, centers, number))
+    part = (shrink / (number + shrink))[:, None, None]
+    covariances = (1 - part) * own + part * _pooled(weights, own)
+    return weights, centers, jax.lax.map(jnp.linalg.cholesky, covariances)
+
+
+def _pooled(weights, covariances):
+    """The common shape, with the trace of each component, `(component, latent, latent)`.
+
+    Traces, not likelihoods, set the scales: a compact component varies most where extended
+    ones do not, and a scale fitted to that would inflate it lap by lap.
+    """
+    trace = jnp.trace(covariances, axis1=1, axis2=2)
+    shape = jnp.einsum("c,cij->ij", weights / trace, covariances)
+    return trace[:, None, None] * shape[None]

@@ -2,21 +2,32 @@
 
 Rozet et al. 2024 (arXiv 2405.13712) retrain a denoiser on draws of the last E step. Here the
 prior is a mixture of Gaussians, so that the M step is the fit of a mixture to the draws, warm:
-it begins with the prior that they were drawn with, and cannot lower their likelihood.
+it begins with the prior that they were drawn with. Draws of a few thousand galaxies do not
+determine 64 full covariances: each is drawn towards the shape that all have in common.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior, fine_variances
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
+
+
+class Galaxies(Protocol):
+    """What the M step needs of draws of galaxies; see `inference.em.GalaxyDraws`."""
+
+    z: Float[np.ndarray, "row mode"]
+    galaxy: Int[np.ndarray, " row"]
+    center: Float[np.ndarray, "galaxy mode"]
+    log_amplitude: Float[np.ndarray, " galaxy"]
 
 
 class RefitSettings(NamedTuple):
@@ -26,11 +37,19 @@ class RefitSettings(NamedTuple):
         rows: Draws, each under a random symmetry, that the mixture is fitted to.
         iterations: Of the fit.
         symmetric: Turn the draws: galaxies have no preferred direction.
+        shrink: Weight of the common shape of all components in the covariance of each
+            [galaxies].
+        keep: Galaxies that the first prior counts for.
+        amplitude_jitter: Standard deviation of ln(amplitude) about the true ones: what the
+            fields' amplitudes may be wrong by.
     """
 
-    rows: int = 60000
-    iterations: int = 8
+    rows: int = 40000
+    iterations: int = 4
     symmetric: bool = True
+    shrink: float = 30.0
+    amplitude_jitter: float = 0.6
+    keep: float = 100.0
 
 
 class Turns:
@@ -41,9 +60,8 @@ class Turns:
         self.matrices = latent_symmetries(
             np.asarray(basis.modes), np.asarray(basis.dual)
         )
-        empty = np.zeros_like(np.asarray(basis.mean))[None]
         # The mean stamp is invariant, so coordinates turn about that of an empty stamp.
-        self.dark = np.asarray(basis.encode(empty), float)[0]
+        self.dark = empty_stamp(basis)
 
     def __call__(
         self, z: Float[np.ndarray, "row mode"], which: np.ndarray
@@ -87,21 +105,60 @@ def broaden(prior: LatentPrior, variance: float) -> LatentPrior:
     )
 
 
-def refit(
+def fit_rows(
     prior: LatentPrior,
-    z: Float[np.ndarray, "draw mode"],
-    log_amplitude: Float[np.ndarray, " draw"],
+    draws: Galaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
+) -> tuple[Float[np.ndarray, "row latent"], Float[np.ndarray, "row fine"]]:
+    """Random draws, turned and with errors of their amplitudes, as `refit` uses them.
+
+    The error scales a galaxy's posterior mean, not the scatter about it: what the data leave
+    open is the prior's own, and would grow lap by lap. The mean of n draws scatters itself
+    by 1/n of the variance; the draws are drawn towards it so that the variance is kept.
+    """
+    n = np.maximum(np.bincount(draws.galaxy, minlength=len(draws.center)), 1)
+    second = np.exp(2 * settings.amplitude_jitter**2)  # moment of the errors
+    keep = np.maximum(1 - second / n, 0) / np.maximum(1 - 1 / n, 0.5)
+    rows = rng.integers(0, len(draws.z), settings.rows)
+    galaxy, turns = draws.galaxy[rows], Turns(prior.gaussian)
+    center = np.asarray(draws.center, float)[galaxy]
+    # As in the training of the first prior: catalogs know amplitudes with this error.
+    jitter = settings.amplitude_jitter * rng.standard_normal(len(rows))
+    chosen = turns.dark + np.exp(jitter)[:, None] * (center - turns.dark)
+    scatter = np.asarray(draws.z, float)[rows] - center
+    chosen += np.sqrt(keep)[galaxy, None] * scatter
+    if settings.symmetric:
+        chosen = turns(chosen, rng.integers(0, N_SYMMETRIES, len(rows)))
+    known = np.asarray(draws.log_amplitude, float)[galaxy] - jitter
+    return latent_rows(prior, chosen, known)
+
+
+def _prior_rows(prior, n, rng):
+    """Rows of galaxies of a prior, as `fit_rows` gives them of draws."""
+    key = jax.random.key(rng.integers(2**31))
+    e = np.asarray(prior.mixture.sample(n, key=key), float)
+    deviation = prior.fine_deviation(e)
+    return e, deviation * rng.standard_normal(deviation.shape)
+
+
+def refit(
+    prior: LatentPrior,
+    draws: Galaxies,
+    settings: RefitSettings,
+    rng: np.random.Generator,
+    components: int | None = None,
+    first: LatentPrior | None = None,
 ) -> tuple[LatentPrior, float]:
     """Fit the mixture and the variances of the fine coordinates to draws of galaxies.
 
     Args:
         prior: What they were drawn with; the fit begins with its mixture.
-        z: Draws of all galaxies, in the basis.
-        log_amplitude: ln of their amplitudes.
+        draws: Of all galaxies.
         settings: Choices.
         rng: Chooses rows and symmetries.
+        components: Of a mixture that is fitted from its beginning, without that of `prior`.
+        first: Prior that counts for `settings.keep` galaxies; None: there is none.
 
     Returns:
         The prior, and the mean log density of the rows before the last iteration, up to a
@@ -110,29 +167,61 @@ def refit(
     Raises:
         ValueError: If there are no draws, or fewer than components.
     """
-    if len(z) == 0:
+    if len(draws.z) == 0:
         raise ValueError(
             "EM has no galaxy to learn from: every source is a star or flagged, or no blend"
             " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
             " set em.laps to 0."
         )
-    rows = rng.integers(0, len(z), settings.rows)
-    chosen = np.asarray(z, float)[rows]
-    if settings.symmetric:
-        turns = Turns(prior.gaussian)
-        chosen = turns(chosen, rng.integers(0, N_SYMMETRIES, len(rows)))
-    e, fine = latent_rows(prior, chosen, np.asarray(log_amplitude, float)[rows])
+    e, fine = fit_rows(prior, draws, settings, rng)
+    if first is not None and settings.keep > 0:
+        part = settings.keep / (settings.keep + len(draws.center))
+        more = _prior_rows(first, round(part / (1 - part) * len(e)), rng)
+        e, fine = np.concatenate([e, more[0]]), np.concatenate([fine, more[1]])
     e = jnp.asarray(e, jnp.float32)
     scores = []
     mixture = fit_mixture(
         e,
-        len(prior.mixture.weights),
+        components or len(prior.mixture.weights),
         settings.iterations,
         lambda number, score, fitted: scores.append(score),
-        start=prior.mixture,
+        start=prior.mixture if components is None else None,
+        shrink=settings.shrink * settings.rows / len(draws.center),
     )
     variances = None if fine.shape[1] == 0 else fine_variances(mixture, e, fine)
     return (
         LatentPrior(prior.gaussian, mixture, None, variances, prior.brightness),
         scores[-1],
     )
+
+
+def first_prior(
+    gaussian: GaussianPrior,
+    n_modes: int,
+    components: int,
+    draws: Galaxies,
+    settings: RefitSettings,
+    rng: np.random.Generator,
+    brightness: bool = True,
+) -> LatentPrior:
+    """Prior of galaxies that were found without one: where EM may start.
+
+    Args:
+        gaussian: Basis, and moments that whiten z.
+        n_modes: How many of the modes the diffusion moves.
+        components: Of the mixture.
+        draws, settings, rng: As in `refit`.
+        brightness: Whether the brightness is a coordinate.
+
+    Raises:
+        ValueError: If there are no draws, or fewer than components.
+    """
+    scale = None
+    if brightness and len(draws.z):
+        spread = np.hypot(np.std(draws.log_amplitude), settings.amplitude_jitter)
+        scale = np.array([np.mean(draws.log_amplitude), spread])
+    n_modes = min(n_modes, len(gaussian.mean))
+    n_latent = n_modes + (scale is not None)
+    white = MixturePrior.of([1.0], np.zeros((1, n_latent)), np.eye(n_latent)[None])
+    empty = LatentPrior(gaussian, white, None, None, scale)
+    return refit(empty, draws, settings, rng, components)[0]

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from blendem.precision import single_precision
-from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import combine, denoise, skip
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.network import LatentNetwork
@@ -152,7 +152,7 @@ def training_set(
     """The whitened coordinates of unit-flux stamps, under the 8 symmetries."""
     basis = gaussian.basis
     z = np.asarray(basis.encode(stamps), float)
-    dark = np.asarray(basis.encode(np.zeros_like(stamps[:1])), float)[0]
+    dark = empty_stamp(basis)
     turns = latent_symmetries(np.asarray(basis.modes), np.asarray(basis.dual))
     # The mean stamp is invariant, so coordinates turn about that of an empty stamp.
     copies = np.concatenate([dark + (z - dark) @ turn.T for turn in turns])

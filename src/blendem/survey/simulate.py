@@ -116,6 +116,7 @@ def simulate_field(
     electrons: float | None = None,
     center: tuple[float, float] = COSMOS,
     centroid_error: float = 0.0,
+    undetected_limit: float | None = None,
 ) -> SimulatedField:
     """Simulate a field: sources, their truth, and a noisy image.
 
@@ -146,6 +147,9 @@ def simulate_field(
         center: Right ascension and declination of the centre [deg].
         centroid_error: Standard deviation of the catalog positions about the truth, along
             each axis [pixel].
+        undetected_limit: Galaxies between `mag_limit` and this magnitude are in the image,
+            uniformly placed with their real density, and neither in the catalog nor in the
+            truth. None: there are none.
 
     Raises:
         ValueError: If a setting cannot be used; the message names it.
@@ -179,6 +183,12 @@ def simulate_field(
     expected = np.zeros((len(instrument.bands), *shape))
     for k in range(len(sources)):
         add_image(expected, observed[k], corner[k])
+    if undetected_limit is not None:
+        (faint,) = rng.spawn(1)
+        limits = (mag_limit, undetected_limit)
+        _add_undetected(
+            expected, instrument, limits, density, population, observed_size, faint
+        )
     image, variance = _expose(expected, instrument, electrons, noise)
 
     wcs = tangent_wcs(shape, instrument.pixel_scale, center)
@@ -236,6 +246,29 @@ def _sources(
     stars = draw_stars(n_stars, star_rng, mag_limit=STAR_LIMIT, mag_bright=mag_range[0])
     galaxies.index, stars.index = np.flatnonzero(~is_star), np.flatnonzero(is_star)
     return pd.concat([galaxies, stars]).sort_index()
+
+
+def _add_undetected(
+    expected, instrument, limits, density, population, size, rng
+) -> None:
+    """Add the light of galaxies that no catalog has."""
+    bright, faint = limits
+    if not faint > bright:
+        raise ValueError(
+            f"`undetected_limit` must be fainter than `mag_limit` = {bright}; got {faint}."
+        )
+    shape = expected.shape[1:]
+    area = np.prod(shape) * (instrument.pixel_scale / 60) ** 2
+    number, place, galaxy = rng.spawn(3)
+    expectation = galaxy_density(faint, mag_bright=bright) * area * density
+    n = int(number.poisson(expectation))
+    galaxies = draw_galaxies(
+        n, galaxy, mag_limit=faint, mag_bright=bright, population=population
+    )
+    position = scatter_positions(n, shape, place)
+    observed, corner = draw_observed(galaxies, instrument, position, size=size)
+    for k in range(n):
+        add_image(expected, observed[k], corner[k])
 
 
 def _expose(
