@@ -23,7 +23,7 @@ export MPLBACKEND := Agg
 export OPENBLAS_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: priors em-calibration calibration em em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -34,7 +34,8 @@ help:
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
 	@echo 'smoke      the smallest runs through every rule: results/smoke/, results/smoke_em/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
-	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
+	@echo 'em         what EM repairs: simulated blends, a wrong first prior, a day: results/em/'
+	@echo 'em-repair  the part of it that starts from wrong and right simulations, two hours'
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
 	@echo 'priors     train the priors that are shipped again: priors/'
@@ -120,18 +121,45 @@ calibration: $(STAMP)
 		--configfile config/calibration_gaussian.yaml
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
 
-# EM on simulated blends: from a wrong prior, and from the right one. Hours on two cores.
+# EM on simulated blends: from a wrong prior, from the right one, from the blends alone, with other
+# seeds, beside undetected galaxies. A day on two cores; every line of it can be
+# made alone.
 EM_PARTS := checked.json fields truth blends statistics em/split prior/basis.eqx
+EM_SEEDS := 22 23
 
-em: $(STAMP)
+em: em-repair em-starts em-seeds em-contaminated
+	$(BIN)/python benchmarks/em.py
+
+em-oracle: $(STAMP)
 	$(SNAKEMAKE) results/em_basis/prior/basis.eqx --configfile config/em_basis.yaml
 	$(SNAKEMAKE) results/em_oracle/em/laps.csv --configfile config/em_oracle.yaml
-	for run in em_repair em_idempotence em_map em_gaussian; do \
+
+em-repair em-starts: em-oracle
+	for run in $(EM_RUNS); do \
 	  benchmarks/share_run.sh results/em_oracle results/$$run $(EM_PARTS) && \
-	  $(SNAKEMAKE) results/$$run/em/laps.csv --rerun-triggers mtime \
-	    --configfile config/$$run.yaml || exit 1; \
+	  $(SNAKEMAKE) results/$$run/em/laps.csv results/$$run/figures/em_priors.png \
+	    --rerun-triggers mtime --configfile config/$$run.yaml || exit 1; \
 	done
-	$(BIN)/python benchmarks/em.py
+em-repair: EM_RUNS := em_repair em_idempotence
+em-starts: EM_RUNS := em_map em_gaussian
+
+# Other fields, other training stamps, other draws; the prior of the true galaxies is the same.
+em-seeds: em-oracle
+	for seed in $(EM_SEEDS); do \
+	  $(SNAKEMAKE) results/em_oracle_$$seed/em/laps.csv --configfile config/em_oracle.yaml \
+	    --config run=em_oracle_$$seed seed=$$seed 'prior={start: results/em_oracle/prior/00.eqx}' && \
+	  benchmarks/share_run.sh results/em_oracle_$$seed results/em_repair_$$seed $(EM_PARTS) && \
+	  $(SNAKEMAKE) results/em_repair_$$seed/em/laps.csv --rerun-triggers mtime \
+	    --configfile config/em_repair.yaml --config run=em_repair_$$seed seed=$$seed || exit 1; \
+	done
+
+# The same fields without what nobody detects, with it, and with a sky that takes its mean.
+em-contaminated: em-oracle
+	$(SNAKEMAKE) results/em_clean/em/laps.csv --configfile config/em_contaminated.yaml \
+	  --config run=em_clean 'simulate={undetected_limit: null}'
+	$(SNAKEMAKE) results/em_contaminated/em/laps.csv --configfile config/em_contaminated.yaml
+	$(SNAKEMAKE) results/em_contaminated_sky/em/laps.csv --configfile config/em_contaminated.yaml \
+	  --config run=em_contaminated_sky 'infer={sky: flat}'
 
 # The checks of `make calibration` with the prior that `make em` refined.
 em-calibration: $(STAMP)
@@ -156,6 +184,8 @@ em-real: real
 	  "$${BLENDEM_DATA:-../shared/data}/hst_stamps/hst_cosmos_stamps.fits" results/hst_fields
 	$(SNAKEMAKE) results/em_hst/em/laps.csv results/em_hst/figures/em_priors.png \
 	  --configfile config/em_hst.yaml
+	$(SNAKEMAKE) results/em_hst_simulated/em/laps.csv results/em_hst_simulated/figures/em_priors.png \
+	  --configfile config/em_hst_simulated.yaml
 	$(BIN)/python benchmarks/em_real.py
 
 # scarlet2 lives in its own environment, which holds blendem too: both are timed in one process.

@@ -3,16 +3,18 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from astropy.table import Table
+from jaxtyping import Float
 
 from blendem.inference.draws import sampled_draws
 from blendem.inference.em import sound
 from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import BlendStatistics
-from blendem.inference.predictive import log_score
+from blendem.inference.predictive import log_score, log_score_of_labels
 from blendem.inference.sampler import SamplerSettings, sample
 from blendem.io.atomic import atomic_path
 from blendem.io.blends import read_blends
@@ -39,6 +41,13 @@ LOG = logging.getLogger(__name__)
 DRAWS = 32
 TURNED = 4  # copies of a true galaxy, each under a random symmetry
 CELLS = 64  # of the two-sample test
+
+
+class Drawn(NamedTuple):
+    """Draws of one blend: coordinates that the diffusion moves, and all unknowns."""
+
+    e: Float[np.ndarray, "draw galaxy latent"]
+    w: Float[np.ndarray, "draw unknown"]
 
 
 def main(
@@ -68,9 +77,9 @@ def main(
     for name in names:
         row = {"blend": name, "n_unseen": watched[name]["unseen"].n_data}
         if name in seen:
-            row["log_score"] = log_score(watched[name]["unseen"], seen[name])
+            row["log_score"] = _log_score(model, watched[name], seen[name], name, seed)
         if name in whole:
-            fit = sampled_draws(watched[name]["all"], whole[name])
+            fit = sampled_draws(watched[name]["all"], whole[name].w)
             row |= {
                 "chi2": fit.chi2_of_mean,
                 "chi2_of_draws": fit.chi2_of_draws,
@@ -144,8 +153,8 @@ def _draw(
     steps: int,
     stage: str,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Draws of all unknowns of every blend that has sound ones; the same seed in all laps."""
+) -> dict[str, Drawn]:
+    """Draws of every blend that has sound ones; the same seed in all laps."""
     likelihoods = {}
     for name, one in given.items():
         try:
@@ -165,8 +174,17 @@ def _draw(
             LOG.warning("%s: %d draws are not sound", name, (~sound(draws)).sum())
             continue
         rng = stage_rng(seed, f"em_watch/{stage}/{name}")
-        out[name] = complete_draws(given[name], model, draws.e, rng)
+        e = np.asarray(draws.e)
+        out[name] = Drawn(e, complete_draws(given[name], model, e, rng))
     return out
+
+
+def _log_score(model, one: dict, drawn: Drawn, name: str, seed: int) -> float:
+    """Exact given the labels of a mixture; a network leaves only the draws."""
+    if model.network is not None:
+        return log_score(one["unseen"], drawn.w)
+    rng = stage_rng(seed, f"em_watch/labels/{name}")
+    return log_score_of_labels(one["seen"], one["unseen"], model, drawn.e, rng)
 
 
 def _information(model: LatentPrior, watched: dict) -> np.ndarray:
@@ -198,7 +216,7 @@ def _against_truth(model, watched, whole, truth, band, seed) -> dict[str, float]
             known["table"][f"blendedness_{band}"].to_numpy(float)[rows][galaxy]
         )
         amplitude.append(one["all"].log_amplitude[galaxy])
-        w = whole[name][:, : len(one["ids"]) * d].reshape(DRAWS, -1, d)
+        w = whole[name].w[:, : len(one["ids"]) * d].reshape(DRAWS, -1, d)
         z.append(w[:, galaxy].astype(np.float32))
     images, z = np.concatenate(images), np.concatenate(z, axis=1)
     amplitude = np.concatenate(amplitude)
