@@ -257,7 +257,7 @@ def _two_samples(draws, true, rng) -> float:
     if cells < 2:
         return np.nan
     test = two_sample_test(draws, true, cells, rng=rng)
-    return test.chi2 / test.dof
+    return test.chi2 / test.dof if test.dof else np.nan
 
 
 def _outside(basis, images, z) -> float:
