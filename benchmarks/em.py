@@ -3,8 +3,10 @@
     make em
 
 Reads `em/laps.csv` of the runs `em_oracle` (prior of the true galaxies), `em_repair` (a wrong start),
-`em_map` and `em_gaussian` (starts from the blends alone) and `em_idempotence` and writes `results/em/summary.json`, a list of records with `name`, `value`,
-`unit`, `n`, `expected` and `command`.
+`em_map` and `em_gaussian` (starts from the blends alone), `em_idempotence`, `em_oracle_<seed>` and
+`em_repair_<seed>`, `em_clean`, `em_contaminated` and `em_contaminated_sky`, says which are missing,
+and writes `results/em/summary.json`, a list of records with `name`, `value`, `unit`, `n`,
+`expected` and `command`.
 """
 
 import argparse
@@ -25,6 +27,7 @@ GOALS = {
     "log_score": 0.90,
     "flux_residual_blended": 0.95,
 }
+ALSO = ("open_variance", "sliced_wasserstein", "two_sample_chi2", "energy_outside")
 
 
 def read_laps(run: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
@@ -34,105 +37,137 @@ def read_laps(run: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     return laps, [pd.read_csv(path) for path in paths][: len(laps)]
 
 
-def main(
-    repair: Path,
-    oracle: Path,
-    idempotence: Path,
-    starts: dict[str, Path],
-    out: Path,
-) -> None:
-    """Print and write all numbers."""
-    rows = []
+class Report:
+    """Records that are printed as they come."""
 
-    def say(name, value, unit="1", n=1, expected=""):
+    def __init__(self) -> None:
+        self.rows = []
+
+    def say(self, name, value, unit="1", n=1, expected="") -> None:
+        """One number."""
         row = dict(name=name, value=float(value), unit=unit, n=int(n))
-        rows.append(row | dict(expected=expected, command=COMMAND))
+        self.rows.append(row | dict(expected=expected, command=COMMAND))
         print(f"{name}: {value:.4g} {unit} (n = {n})", flush=True)
 
+
+def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> None:
+    """Of the gap between start and oracle, what is closed lap by lap."""
     goal = pd.read_csv(oracle / "em" / "laps.csv").iloc[0]
-    laps, scores = read_laps(repair)
+    laps, _ = read_laps(repair)
     first, last = laps.iloc[0], laps.iloc[-1]
-    say("repair: laps", last["lap"])
+    report.say(f"{label}: galaxies that taught", last["galaxies"])
     for name, part in GOALS.items():
         gap = first[name] - goal[name]
         for _, lap in laps.iloc[1:].iterrows():
             final = lap["lap"] == last["lap"]
-            say(
-                f"repair: part of the gap closed, {name}, lap {lap['lap']:.0f}",
+            report.say(
+                f"{label}: part of the gap closed, {name}, lap {lap['lap']:.0f}",
                 (first[name] - lap[name]) / gap,
                 n=lap["watched"],
                 expected=f">= {part}" if final and part else "",
             )
-        for label, row in (("start", first), ("last lap", last), ("oracle", goal)):
-            say(f"{label}: {name}", row[name], n=row["watched"])
-    say(
-        "repair: 68 % coverage, last lap minus oracle",
+    rows = (("start", first), ("last lap", last), ("oracle", goal))
+    for name in (*GOALS, *ALSO):
+        for which, row in rows:
+            report.say(f"{label}: {name}, {which}", row[name], n=row["watched"])
+    report.say(
+        f"{label}: 68 % coverage, last lap minus oracle",
         last["flux_within68"] - goal["flux_within68"],
         n=last["sources"],
         expected="-0.02 to 0.02",
     )
-    for label, row in (("start", first), ("last lap", last), ("oracle", goal)):
-        say(f"{label}: 68 % intervals of flux", row["flux_within68"], n=row["sources"])
     seconds = laps[["expectation_seconds", "maximization_seconds"]].sum()
-    say("repair: seconds of all E steps, jobs added up", seconds.iloc[0], "s")
-    say("repair: seconds of all M steps", seconds.iloc[1], "s")
-    if (idempotence / "em" / "laps.csv").exists():
-        laps, scores = read_laps(idempotence)
-        change = laps["open_variance"].to_numpy()
-        say(
-            "idempotence: largest change per lap of the variance that the data leave open",
-            np.abs(change[1:] / change[:-1] - 1).max(),
-            n=len(change) - 1,
-            expected="<= 0.05",
+    report.say(f"{label}: seconds of all E steps, jobs added up", seconds.iloc[0], "s")
+    report.say(f"{label}: seconds of all M steps", seconds.iloc[1], "s")
+
+
+def report_idempotence(report: Report, run: Path) -> None:
+    """What EM makes of a prior that is right."""
+    laps, scores = read_laps(run)
+    change = laps["open_variance"].to_numpy()
+    report.say(
+        "idempotence: largest change per lap of the variance that the data leave open",
+        np.abs(change[1:] / change[:-1] - 1).max(),
+        n=len(change) - 1,
+        expected="<= 0.05",
+    )
+    for name in (*GOALS, *ALSO):
+        report.say(
+            f"idempotence: {name}, last lap over lap 0",
+            laps[name].iloc[-1] / laps[name].iloc[0],
+            n=laps["watched"].iloc[0],
         )
-        for name in GOALS:
-            say(
-                f"idempotence: {name}, last lap over lap 0",
-                laps[name].iloc[-1] / laps[name].iloc[0],
-                n=laps["watched"].iloc[0],
+    pair = scores[0].merge(scores[-1], on="blend")
+    gain = (pair["log_score_y"] - pair["log_score_x"]).dropna()
+    report.say(
+        "idempotence: gain in log score per blend",
+        gain.mean(),
+        "nat",
+        len(gain),
+        f"within its error, {gain.std() / len(gain) ** 0.5:.2f}",
+    )
+
+
+def report_start(report: Report, name: str, run: Path, repair: Path, oracle: Path):
+    """How far another start ends from the repaired prior."""
+    goal = pd.read_csv(oracle / "em" / "laps.csv").iloc[0]
+    laps, _ = read_laps(repair)
+    first, last, end = laps.iloc[0], laps.iloc[-1], read_laps(run)[0].iloc[-1]
+    for column in (*GOALS, "flux_within68"):
+        report.say(
+            f"start {name}: difference to repair after lap {end['lap']:.0f}, part of the"
+            f" gap, {column}",
+            (end[column] - last[column]) / (first[column] - goal[column]),
+            n=end["watched"],
+            expected="-0.1 to 0.1",
+        )
+
+
+def report_contamination(report: Report, name: str, run: Path) -> None:
+    """What light without a catalog entry does to a right prior."""
+    laps, _ = read_laps(run)
+    for column in (*GOALS, *ALSO, "flux_within68", "flux_bias"):
+        for which in (0, -1):
+            report.say(
+                f"{name}: {column}, lap {laps['lap'].iloc[which]:.0f}",
+                laps[column].iloc[which],
+                n=laps["watched"].iloc[which],
             )
-        pair = scores[0].merge(scores[-1], on="blend")
-        gain = (pair["log_score_y"] - pair["log_score_x"]).dropna()
-        say(
-            "idempotence: gain in log score per blend",
-            gain.mean(),
-            "nat",
-            len(gain),
-            f"within its error, {gain.std() / len(gain) ** 0.5:.2f}",
-        )
-    for name, run in starts.items():
-        if not (run / "em" / "laps.csv").exists():
+
+
+def main(results: Path, seeds: list[int], out: Path) -> None:
+    """Print and write all numbers of the runs that there are."""
+    report = Report()
+    repair, oracle = results / "em_repair", results / "em_oracle"
+
+    def found(*runs: Path) -> bool:
+        missing = [run for run in runs if not (run / "em" / "laps.csv").exists()]
+        for run in missing:
             print(f"{run}: not run")
-            continue
-        end = read_laps(run)[0].iloc[-1]
-        for column in (*GOALS, "flux_within68"):
-            gap = first[column] - goal[column]
-            say(
-                f"start {name}: difference to repair after lap {end['lap']:.0f}, part of the"
-                f" gap, {column}",
-                (end[column] - last[column]) / gap,
-                n=end["watched"],
-                expected="-0.1 to 0.1",
-            )
+        return not missing
+
+    if found(repair, oracle):
+        report_repair(report, "repair", repair, oracle)
+    for seed in seeds:
+        pair = [results / f"em_{name}_{seed}" for name in ("repair", "oracle")]
+        if found(*pair):
+            report_repair(report, f"repair, seed {seed}", *pair)
+    if found(results / "em_idempotence"):
+        report_idempotence(report, results / "em_idempotence")
+    for name in ("map", "gaussian"):
+        if found(results / f"em_{name}", repair, oracle):
+            report_start(report, name, results / f"em_{name}", repair, oracle)
+    for name in ("clean", "contaminated", "contaminated_sky"):
+        if found(results / f"em_{name}"):
+            report_contamination(report, name, results / f"em_{name}")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "summary.json").write_text(json.dumps(report.rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repair", type=Path, default=Path("results/em_repair"))
-    parser.add_argument("--oracle", type=Path, default=Path("results/em_oracle"))
-    parser.add_argument(
-        "--idempotence", type=Path, default=Path("results/em_idempotence")
-    )
-    parser.add_argument("--map", type=Path, default=Path("results/em_map"))
-    parser.add_argument("--gaussian", type=Path, default=Path("results/em_gaussian"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[22, 23])
     parser.add_argument("--out", type=Path, default=Path("results/em"))
     arguments = parser.parse_args()
-    main(
-        arguments.repair,
-        arguments.oracle,
-        arguments.idempotence,
-        {"map": arguments.map, "gaussian": arguments.gaussian},
-        arguments.out,
-    )
+    main(arguments.results, arguments.seeds, arguments.out)
