@@ -284,6 +284,13 @@ class EMConfig(Section):
         " added to those of the blends, so that few blends cannot unlearn what they do not"
         " show; tier latent",
     )
+    relax: float = Field(
+        1.0,
+        ge=1,
+        lt=2,
+        description="length of the M step: above 1 it goes beyond the fit (over-relaxation),"
+        " which speeds up what the data hardly constrain; tier latent",
+    )
     held_out: float = Field(
         0.1,
         ge=0,

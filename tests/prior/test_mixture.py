@@ -9,7 +9,7 @@ from tests.inference.test_posterior import make_prior
 
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.mixture import MixturePrior, exact_posterior
-from blendem.prior.mixture_fit import fit_mixture
+from blendem.prior.mixture_fit import LIMIT, beyond, fit_mixture
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 CENTERS = np.array([[-1.0, 0.5], [0.8, 0.2], [0.1, -1.2]])
@@ -202,3 +202,47 @@ def test_common_shape_helps_where_components_have_few_rows(rng):
 def test_too_few_galaxies_for_a_mixture_say_what_to_do():
     with pytest.raises(ValueError, match=r"2 galaxies.*3 components.*stamps\.n"):
         fit_mixture(np.zeros((2, 4)), 3, 1)
+
+
+def test_a_longer_step_goes_on_in_the_same_direction():
+    before = make()
+    fitted = MixturePrior.of(
+        [0.3, 0.3, 0.4],
+        CENTERS + 0.1,
+        COVARIANCES * np.array([2.0, 0.5, 10])[:, None, None],
+    )
+    same = beyond(before, fitted, 1.0)
+    np.testing.assert_allclose(same.weights, fitted.weights, rtol=1e-9)
+    np.testing.assert_allclose(same.centers, fitted.centers, rtol=1e-9)
+    np.testing.assert_allclose(same.covariances, fitted.covariances, rtol=1e-9)
+    longer = beyond(before, fitted, 1.5)
+    np.testing.assert_allclose(longer.centers, CENTERS + 0.15, rtol=1e-9)
+    factor = np.array([2.0**1.5, 0.5**1.5, 10 * LIMIT])[:, None, None]
+    np.testing.assert_allclose(longer.covariances, COVARIANCES * factor, rtol=1e-9)
+    expected = WEIGHTS * (np.array([0.3, 0.3, 0.4]) / WEIGHTS) ** 1.5
+    np.testing.assert_allclose(longer.weights, expected / expected.sum(), rtol=1e-9)
+    # Far beyond a fit that is narrow in one direction covariances stay positive.
+    narrow = np.array([[0.1, 0.0], [0.0, 1e-6]]) + 0.05
+    narrow = MixturePrior.of(WEIGHTS, CENTERS, np.tile(narrow, (3, 1, 1)))
+    assert (np.asarray(beyond(before, narrow, 1.9).values) > 0).all()
+    with pytest.raises(ValueError, match="different shapes"):
+        beyond(before, MixturePrior.of([1.0], CENTERS[:1], COVARIANCES[:1]), 1.5)
+
+
+def test_a_longer_step_speeds_up_what_data_hardly_constrain(rng):
+    """EM of a Gaussian seen through noise of 1.7 deviations, against its maximum likelihood."""
+    noise, y = 3.0, 0.5 + 2 * rng.normal(size=5000)
+    best = np.array([y.mean(), y.var() - noise])
+    left = {}
+    for relax in (1.0, 1.8):
+        prior = MixturePrior.of([1.0], np.zeros((1, 1)), np.full((1, 1, 1), 0.5))
+        for _ in range(10):
+            mean, variance = prior.centers[0, 0], prior.covariances[0, 0, 0]
+            gain = variance / (variance + noise)
+            e = mean + gain * (y - mean)
+            spread = e.var() + gain * noise
+            fitted = MixturePrior.of([1.0], [[e.mean()]], [[[spread]]])
+            prior = beyond(prior, fitted, relax)
+        found = np.array([prior.centers[0, 0], prior.covariances[0, 0, 0]])
+        left[relax] = np.abs(found - best)
+    assert (left[1.8] < 0.8 * left[1.0]).all()

@@ -49,6 +49,7 @@ def main(
         config.shrink,
         amplitude_jitter,
         config.keep,
+        config.relax,
     )
     rng = stage_rng(seed, "em_maximization", lap)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}

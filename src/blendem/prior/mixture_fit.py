@@ -12,6 +12,9 @@ from blendem.prior.mixture import MixturePrior
 # Added to the variances of every component (the variance over the training set is 1).
 COVARIANCE_FLOOR = 1e-3
 MINIMUM = 1e-3  # rows that a component stands for at least
+LIMIT = (
+    3.0  # factor that over-relaxation adds to a variance or weight in a step at most
+)
 
 
 def fit_mixture(
@@ -67,6 +70,47 @@ def fit_mixture(
         if watch is not None:
             watch(number, float(score), _mixture(state))
     return _mixture(state)
+
+
+def beyond(before: MixturePrior, fitted: MixturePrior, factor: float) -> MixturePrior:
+    """Go on in the direction of a step of EM: over-relaxation.
+
+    Directions that the data hardly constrain move by a small part of their gap in every lap; a step
+    that is `factor` times as long still converges where that is below 2 (Salakhutdinov & Roweis
+    2003, ICML, "Adaptive overrelaxed bound optimization methods"). Covariances move along the
+    geodesic from S to T, `S^1/2 (S^-1/2 T S^-1/2)^factor S^1/2`, which stays positive; weights in
+    their logarithms; no variance and no weight by more than a factor of `LIMIT` per step.
+
+    Args:
+        before: Mixture that the step began with.
+        fitted: Where it led, component by component.
+        factor: 1: there; 2: twice as far.
+
+    Raises:
+        ValueError: If the mixtures differ in the number of components or coordinates.
+    """
+    old, new = (np.asarray(x.covariances, float) for x in (before, fitted))
+    if old.shape != new.shape:
+        raise ValueError(f"mixtures of different shapes: {old.shape}, {new.shape}")
+    lower = np.linalg.cholesky(old)
+    half = np.linalg.solve(lower, new)
+    ratio = np.linalg.solve(lower, half.swapaxes(1, 2))
+    values, vectors = np.linalg.eigh(0.5 * (ratio + ratio.swapaxes(1, 2)))
+    values = longer(np.maximum(values, 1e-12), factor)
+    root = lower @ (vectors * np.sqrt(values)[:, None, :])
+    start = np.asarray(before.centers, float)
+    centers = start + factor * (np.asarray(fitted.centers, float) - start)
+    weights = np.asarray(before.weights, float)
+    weights = weights * longer(np.asarray(fitted.weights, float) / weights, factor)
+    return MixturePrior.of(weights / weights.sum(), centers, root @ root.swapaxes(1, 2))
+
+
+def longer(
+    ratio: Float[np.ndarray, "*shape"], factor: float
+) -> Float[np.ndarray, "*shape"]:
+    """Ratios to the power of `factor`; what this adds to the step itself has a limit."""
+    more = np.clip((factor - 1) * np.log(ratio), -np.log(LIMIT), np.log(LIMIT))
+    return ratio * np.exp(more)
 
 
 def mean_log_density(

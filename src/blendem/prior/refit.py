@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior, fine_variances
 from blendem.prior.mixture import MixturePrior
-from blendem.prior.mixture_fit import fit_mixture
+from blendem.prior.mixture_fit import beyond, fit_mixture, longer
 from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
 
@@ -39,9 +39,10 @@ class RefitSettings(NamedTuple):
         symmetric: Turn the draws: galaxies have no preferred direction.
         shrink: Weight of the common shape of all components in the covariance of each
             [galaxies].
-        keep: Galaxies that the first prior counts for.
         amplitude_jitter: Standard deviation of ln(amplitude) about the true ones: what the
             fields' amplitudes may be wrong by.
+        keep: Galaxies that the first prior counts for.
+        relax: Length of the step from the prior before, 1: to the fit.
     """
 
     rows: int = 40000
@@ -50,6 +51,7 @@ class RefitSettings(NamedTuple):
     shrink: float = 30.0
     amplitude_jitter: float = 0.6
     keep: float = 100.0
+    relax: float = 1.0
 
 
 class Turns:
@@ -189,6 +191,10 @@ def refit(
         shrink=settings.shrink * settings.rows / len(draws.center),
     )
     variances = None if fine.shape[1] == 0 else fine_variances(mixture, e, fine)
+    if components is None and settings.relax != 1:
+        mixture = beyond(prior.mixture, mixture, settings.relax)
+        if variances is not None:
+            variances = prior.fine * longer(variances / prior.fine, settings.relax)
     return (
         LatentPrior(prior.gaussian, mixture, None, variances, prior.brightness),
         scores[-1],
