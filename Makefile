@@ -23,6 +23,8 @@ export MPLBACKEND := Agg
 export OPENBLAS_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
+# Snakemake locks the folder: one run at a time.
+.NOTPARALLEL:
 .PHONY: priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
@@ -35,7 +37,8 @@ help:
 	@echo 'smoke      the smallest runs through every rule: results/smoke/, results/smoke_em/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, a day: results/em/'
-	@echo 'em-repair  the part of it that starts from wrong and right simulations, two hours'
+	@echo 'em-repair  the part of it that starts from wrong and right simulations: two hours; the others are'
+	@echo '           em-starts, em-seeds and em-contaminated'
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
 	@echo 'priors     train the priors that are shipped again: priors/'
@@ -94,7 +97,7 @@ real real-gaussian: $(STAMP)
 real-tiers: real
 	benchmarks/share_run.sh results/hsc_cosmos results/hsc_cosmos_start
 	@export BLENDEM_DATA="$$(cd "$${BLENDEM_DATA:-../shared/data}" && pwd)"; \
-	$(SNAKEMAKE) results/hsc_cosmos_start/summary.json --rerun-triggers mtime \
+	$(SNAKEMAKE) results/hsc_cosmos_start/summary.json --rerun-triggers mtime params \
 		--configfile config/hsc_cosmos_start.yaml
 	$(BIN)/python benchmarks/real_tiers.py results/hsc_cosmos results/hsc_cosmos_start
 
@@ -117,7 +120,7 @@ CALIBRATED := measure_0 measure_1
 calibration: $(STAMP)
 	$(SNAKEMAKE) $(CALIBRATED) --configfile config/calibration_latent.yaml
 	benchmarks/share_run.sh results/calibration_latent results/calibration_gaussian
-	$(SNAKEMAKE) $(CALIBRATED) --rerun-triggers mtime \
+	$(SNAKEMAKE) $(CALIBRATED) --rerun-triggers mtime params \
 		--configfile config/calibration_gaussian.yaml
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
 
@@ -138,7 +141,7 @@ em-repair em-starts: em-oracle
 	for run in $(EM_RUNS); do \
 	  benchmarks/share_run.sh results/em_oracle results/$$run $(EM_PARTS) && \
 	  $(SNAKEMAKE) results/$$run/em/laps.csv results/$$run/figures/em_priors.png \
-	    --rerun-triggers mtime --configfile config/$$run.yaml || exit 1; \
+	    --rerun-triggers mtime params --configfile config/$$run.yaml || exit 1; \
 	done
 em-repair: EM_RUNS := em_repair em_idempotence
 em-starts: EM_RUNS := em_map em_gaussian
@@ -147,9 +150,9 @@ em-starts: EM_RUNS := em_map em_gaussian
 em-seeds: em-oracle
 	for seed in $(EM_SEEDS); do \
 	  $(SNAKEMAKE) results/em_oracle_$$seed/em/laps.csv --configfile config/em_oracle.yaml \
-	    --config run=em_oracle_$$seed seed=$$seed 'prior={start: results/em_oracle/prior/00.eqx}' && \
+	    --config run=em_oracle_$$seed seed=$$seed 'prior={start: results/em_oracle/prior/00.eqx, basis: null}' && \
 	  benchmarks/share_run.sh results/em_oracle_$$seed results/em_repair_$$seed $(EM_PARTS) && \
-	  $(SNAKEMAKE) results/em_repair_$$seed/em/laps.csv --rerun-triggers mtime \
+	  $(SNAKEMAKE) results/em_repair_$$seed/em/laps.csv --rerun-triggers mtime params \
 	    --configfile config/em_repair.yaml --config run=em_repair_$$seed seed=$$seed || exit 1; \
 	done
 
@@ -162,7 +165,7 @@ em-contaminated: em-oracle
 	  --config run=em_contaminated_sky 'infer={sky: flat}'
 
 # The checks of `make calibration` with the prior that `make em` refined.
-em-calibration: $(STAMP)
+em-calibration: em-repair
 	$(SNAKEMAKE) $(CALIBRATED) --configfile config/em_calibration.yaml
 	$(BIN)/python benchmarks/calibration.py --latent results/em_calibration --out results/em_calibrated
 
@@ -179,7 +182,7 @@ em-real: real
 	  prior/basis.eqx prior/00.eqx prior/00.csv blends statistics map
 	@export BLENDEM_DATA="$$(cd "$${BLENDEM_DATA:-../shared/data}" && pwd)"; \
 	$(SNAKEMAKE) results/em_hsc/em/laps.csv results/em_hsc/summary.json \
-	  --rerun-triggers mtime --configfile config/em_hsc.yaml
+	  --rerun-triggers mtime params --configfile config/em_hsc.yaml
 	$(BIN)/python benchmarks/hst_fields.py \
 	  "$${BLENDEM_DATA:-../shared/data}/hst_stamps/hst_cosmos_stamps.fits" results/hst_fields
 	$(SNAKEMAKE) results/em_hst/em/laps.csv results/em_hst/figures/em_priors.png \

@@ -423,14 +423,15 @@ def main(
         (out / "summary.json").write_text(json.dumps(record.rows, indent=1) + "\n")
 
     prior, card = read_prior(latent / "prior" / "00.eqx")
-    kept = min(card["validation"], key=lambda row: row["held_out"])
-    for level, ratio in zip(card["levels"], kept["ratio"], strict=True):
-        record.say(
-            f"held-out squared error over Wiener's at sigma = {level:g}",
-            ratio,
-            n=card["held_out"],
-        )
-    record.say("training", card["seconds"], "s", card["stamps"], "<= 300")
+    if not card.get("laps"):  # after EM the card tells of the first prior
+        kept = min(card["validation"], key=lambda row: row["held_out"])
+        for level, ratio in zip(card["levels"], kept["ratio"], strict=True):
+            record.say(
+                f"held-out squared error over Wiener's at sigma = {level:g}",
+                ratio,
+                n=card["held_out"],
+            )
+        record.say("training", card["seconds"], "s", card["stamps"], "<= 300")
     run = read_run(latent)
     n = sum(map(len, run["members"]))
     record.say("blends with a result", len(run["members"]), n=n)

@@ -10,6 +10,6 @@ fi
 for part in "$@"; do
 	if [ -e "$from/$part" ]; then
 		mkdir -p "$(dirname "$to/$part")"
-		cp -aln "$from/$part" "$(dirname "$to/$part")/"
+		cp -alf "$from/$part" "$(dirname "$to/$part")/"
 	fi
 done

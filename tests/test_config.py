@@ -172,6 +172,14 @@ def test_em_needs_a_prior_that_it_can_refit():
         ({"frame": {"bands": []}}, ["frame.bands", "empty"]),
         ({"stamps": {"n": 100, "chunks": 200}}, ["stamps.chunks: 200", "n = 100"]),
         (
+            {"em": {"laps": 2, "held_out": 0}},
+            ["em.held_out: 0", "em.laps: 2", "raise em.held_out"],
+        ),
+        (
+            {"simulate": {"undetected_limit": 31}},
+            ["simulate.undetected_limit", "31"],
+        ),
+        (
             {"simulate": {"mag_limit": 25, "undetected_limit": 24}},
             ["undetected_limit: 24", "mag_limit = 25"],
         ),
@@ -198,6 +206,10 @@ def test_values_from_the_command_line_arrive_as_strings(tmp_path):
     assert (config.run, config.fields, config.seed) == ("2024", "mine.tsv", 7)
     assert load_config({"fields": "null"}).fields is None
     assert load_config({"fields": ""}).fields is None
+    faint = load_config({"simulate": {"undetected_limit": "null"}})
+    assert faint.simulate.undetected_limit is None
+    given = load_config({"prior": {"start": "a.eqx", "basis": "null"}})
+    assert given.prior.basis is None
     # PyYAML follows YAML 1.1, where `1e-3` without a point is a string.
     path = tmp_path / "a.yaml"
     path.write_text("em: {min_eigenvalue: 1e-3}\nmap:\n")

@@ -87,9 +87,10 @@ class SimulateConfig(Section):
         0.0, description="sd of the catalog positions about the truth [pixel]"
     )
     star_density: NonNegativeFloat = Field(2.0, description="stars [per arcmin^2]")
-    undetected_limit: float | None = Field(
+    undetected_limit: Annotated[
+        Annotated[float, Field(le=30)] | None, BeforeValidator(_none_if_empty)
+    ] = Field(
         None,
-        le=30,
         description="galaxies from mag_limit to this magnitude are in the image and in no"
         " catalog; null: none",
     )
@@ -494,6 +495,11 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
         yield (
             f"em.laps: {config.em.laps} with prior.network; EM refits the mixture, and a network"
             " would correct another one; leave `network` out, or set em.laps: 0"
+        )
+    if config.em.laps and config.prior.tier == "latent" and config.em.held_out == 0:
+        yield (
+            f"em.held_out: 0 with em.laps: {config.em.laps}; some blends must watch EM: raise"
+            " em.held_out (0.3 where there are few)"
         )
     if config.em.start != "simulations":
         if config.prior.tier != "latent":

@@ -121,3 +121,18 @@ def by_hand(statistics, prior, kinds, deviation):
     r2 = statistics.r2 - 2 * mean @ statistics.b + mean @ statistics.H @ mean
     r2 = r2 - b @ np.linalg.solve(inner, b) + statistics.log_norm
     return -0.5 * (r2 + np.linalg.slogdet(inner)[1])
+
+
+def test_a_blend_of_stars_has_a_score_too(rng):
+    """Its fluxes are Gaussian: again a quotient of two evidences."""
+    gaussian = make_prior(rng)
+    white = MixturePrior.of([1.0], np.zeros((1, D - 1)), np.eye(D - 1)[None])
+    prior = LatentPrior(gaussian, white, fine=np.ones((1, 1)))
+    whole = problem(rng, 2, 3.0, gaussian, stars=(0, 1))[0]
+    seen, unseen = exposures(whole)
+    exact = (
+        posterior(whole, gaussian).log_evidence - posterior(seen, gaussian).log_evidence
+    )
+    e = np.zeros((4, 0, D - 1))
+    found = log_score_of_labels(seen, unseen, prior, e, rng)
+    assert found == pytest.approx(exact, abs=1e-6)

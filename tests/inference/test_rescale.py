@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from blendem.inference.posterior import BlendStatistics, posterior
-from blendem.inference.rescale import dark_coordinates, refine_amplitudes, rescale
-from blendem.prior.gaussian import Basis, GaussianPrior
+from blendem.inference.rescale import refine_amplitudes, rescale
+from blendem.prior.gaussian import Basis, GaussianPrior, empty_stamp
 
 D, PIXELS = 3, 25
 
@@ -48,7 +48,7 @@ def statistics_of(basis, scale, data, noise, stars=()):
 
 
 def test_empty_stamp_decodes_to_nothing(prior):
-    dark = dark_coordinates(prior.basis)
+    dark = empty_stamp(prior.basis)
     np.testing.assert_allclose(prior.basis.decode(dark), 0.0, atol=1e-12)
 
 
@@ -57,7 +57,7 @@ def test_rescaled_statistics_are_those_of_other_amplitudes(prior, rng):
     scale, ratio = np.array([2.0, 5.0]), np.array([1.7, 0.4])
     one = statistics_of(prior.basis, scale, data, 0.1)
     two = statistics_of(prior.basis, scale * ratio, data, 0.1)
-    moved = rescale(one, ratio, dark_coordinates(prior.basis))
+    moved = rescale(one, ratio, empty_stamp(prior.basis))
     np.testing.assert_allclose(moved.H, two.H, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(moved.b, two.b, rtol=1e-9, atol=1e-9)
     assert moved.r2 == pytest.approx(two.r2, rel=1e-9)
@@ -67,13 +67,13 @@ def test_rescaled_statistics_are_those_of_other_amplitudes(prior, rng):
 def test_known_amplitudes_move_too(prior, rng):
     one = statistics_of(prior.basis, [2.0, 5.0], rng.normal(size=50), 0.1, stars=(1,))
     one = one._replace(log_amplitude=np.log([2.0, 5.0]))
-    moved = rescale(one, np.array([3.0, 3.0]), dark_coordinates(prior.basis))
+    moved = rescale(one, np.array([3.0, 3.0]), empty_stamp(prior.basis))
     np.testing.assert_allclose(np.exp(moved.log_amplitude), [6.0, 5.0])
 
 
 def test_stars_keep_their_amplitude(prior, rng):
     one = statistics_of(prior.basis, [2.0, 5.0], rng.normal(size=50), 0.1, stars=(1,))
-    moved = rescale(one, np.array([1.0, 3.0]), dark_coordinates(prior.basis))
+    moved = rescale(one, np.array([1.0, 3.0]), empty_stamp(prior.basis))
     np.testing.assert_allclose(moved.H, one.H)
     _, ratio = refine_amplitudes(one, prior, 0, np.zeros(2))
     assert ratio[1] == 1.0

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from blendem.io.priors import read_prior
-from blendem.io.ship import LARGEST
+from blendem.io.ship import LARGEST, ship
+from blendem.io.table import InputError
 from blendem.plot.inputs import prior_images
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +84,14 @@ def test_a_run_with_one_needs_no_training_stamps(tmp_path, settings):
     plan = plan_of(tmp_path, settings)
     assert "rule fit_basis" in plan and "rule sample_posterior" in plan
     assert "rule simulate_stamps" not in plan
+
+
+def test_what_is_too_large_is_not_shipped(tmp_path, monkeypatch):
+    """The file that was there before stays."""
+    path = tmp_path / "prior.eqx"
+    path.write_bytes(b"before")
+    monkeypatch.setattr("blendem.io.ship.LARGEST", 1000)
+    with pytest.raises(InputError, match="in compact form"):
+        ship(PRIORS[0], path, "make priors")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]

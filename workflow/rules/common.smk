@@ -22,9 +22,11 @@ from blendem.survey.instruments import INSTRUMENTS
 # A default that the user's file does not mention must not leak in from the default file.
 try:
     CONFIG = load_config(dict(config))
+    # Training stamps have the bands and pixels of this instrument, for real fields too.
+    INSTRUMENT = CONFIG.simulate.instrument
+    BANDS = list(CONFIG.frame.bands or INSTRUMENTS[INSTRUMENT].bands)
     if CONFIG.prior.start == SHIPPED:
-        bands = CONFIG.frame.bands or INSTRUMENTS[CONFIG.simulate.instrument].bands
-        path = shipped_prior(Path(workflow.basedir) / "priors", bands)
+        path = shipped_prior(Path(workflow.basedir) / "priors", BANDS)
         CONFIG = with_start(CONFIG, os.path.relpath(path))
     OUT = f"results/{CONFIG.run}"
     if CONFIG.fields is None:
@@ -42,6 +44,14 @@ try:
         check_files(ROWS)
     # Tier of a given prior, which decides whether a denoiser is trained.
     START_TIER = CONFIG.prior.start and read_header(CONFIG.prior.start)["tier"]
+    if CONFIG.prior.basis:
+        read_header(CONFIG.prior.basis)
+    if CONFIG.em.laps and START_TIER == "latent":
+        if "width" in read_header(CONFIG.prior.start)["network"]:
+            raise ConfigError(
+                f"em.laps: {CONFIG.em.laps} with prior.start: {CONFIG.prior.start}, which has"
+                " a network; EM refits the mixture alone: train it without prior.network"
+            )
 except (ConfigError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -51,9 +61,6 @@ SIMULATED = CONFIG.fields is None
 LAPS = CONFIG.em.laps
 # Laps that have an evidence in closed form.
 GAUSSIAN_LAPS = LAPS if CONFIG.prior.tier == "gaussian" else 0
-# Training stamps have the bands and pixels of this instrument, for real fields too.
-INSTRUMENT = CONFIG.simulate.instrument
-BANDS = list(CONFIG.frame.bands or INSTRUMENTS[INSTRUMENT].bands)
 VERSION = blendem.__version__
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else ""
 

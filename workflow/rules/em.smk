@@ -1,6 +1,8 @@
 # EM, unrolled over laps, so that the graph stays acyclic and more laps plan only the new ones.
 
-EM = CONFIG.em.model_dump(exclude={"laps", "max_chi2"})
+EM = CONFIG.em.model_dump(
+    exclude={"laps", "max_chi2", "pixels_out", "start", "start_iterations"}
+)
 # What EM learns from and is watched with does not depend on how it learns.
 HELD_OUT = CONFIG.em.model_dump(include={"held_out", "pixels_out"})
 
@@ -37,7 +39,13 @@ else:
     # Draws of the galaxies of a chunk; blends that watch EM are left out.
     rule em_expectation:
         input:
-            code=modules("inference/em", "inference/labels", "inference/sampler"),
+            code=modules(
+                "inference/em",
+                "inference/labels",
+                "inference/likelihood",
+                "inference/sampler",
+                "prior/refit",
+            ),
             blends=f"{OUT}/blends/{{chunk}}.h5",
             statistics=f"{OUT}/statistics/{{chunk}}.h5",
             prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
@@ -59,7 +67,13 @@ else:
 
     rule em_maximization:
         input:
-            code=modules("prior/refit", "prior/mixture_fit", "prior/symmetry"),
+            code=modules(
+                "inference/em",
+                "measure/em",
+                "prior/refit",
+                "prior/mixture_fit",
+                "prior/symmetry",
+            ),
             draws=lambda wildcards: all_chunks(f"em/draws/{wildcards.lap}/{{chunk}}.h5"),
             prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
             first=prior_of(0),
@@ -83,7 +97,7 @@ else:
     # Statistics of the blends that watch EM, with a part of their pixels held out.
     rule em_split:
         input:
-            code=modules("inference/predictive", "inference/statistics"),
+            code=modules("inference/em", "inference/predictive", "inference/statistics"),
             blends=f"{OUT}/blends/{{chunk}}.h5",
             statistics=f"{OUT}/statistics/{{chunk}}.h5",
             basis=BASIS,
@@ -107,9 +121,12 @@ else:
         input:
             code=modules(
                 "inference/em",
+                "inference/likelihood",
                 "inference/predictive",
                 "inference/sampler",
                 "measure/em",
+                "measure/multivariate",
+                "prior/refit",
             ),
             blends=all_chunks("blends/{chunk}.h5"),
             statistics=all_chunks("statistics/{chunk}.h5"),
@@ -163,7 +180,9 @@ else:
 
     rule plot_em_priors:
         input:
-            code=modules("plot/inputs", "plot/pictures", "plot/style"),
+            code=modules(
+                "inference/sampler", "plot/inputs", "plot/pictures", "plot/style"
+            ),
             priors=[prior_of(lap) for lap in SHOWN_LAPS],
         output:
             f"{OUT}/figures/em_priors.png",

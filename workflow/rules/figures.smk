@@ -123,7 +123,7 @@ rule plot_prior:
         code=modules(*PLOT_CODE, "inference/sampler", "prior/stamps"),
         basis=BASIS,
         last=prior_of(LAPS),
-        stamps=[] if CONFIG.prior.start else STAMPS[:1],
+        stamps=[] if GIVEN and not TRAINED else STAMPS[:1],
     output:
         f"{OUT}/figures/prior.png",
     log:

@@ -81,7 +81,13 @@ else:
 
     rule em_start:
         input:
-            code=modules("inference/em", "inference/posterior", "prior/refit"),
+            code=modules(
+                "inference/em",
+                "inference/posterior",
+                "prior/mixture_fit",
+                "prior/refit",
+                "prior/symmetry",
+            ),
             blends=all_chunks("blends/{chunk}.h5"),
             statistics=all_chunks("statistics/{chunk}.h5"),
             basis=BASIS,
@@ -95,8 +101,21 @@ else:
         conda:
             "../../envs/blendem.yaml"
         params:
-            em=CONFIG.em.model_dump(exclude={"laps"}),
-            prior=CONFIG.prior.model_dump(exclude={"train", "network"}),
+            em=CONFIG.em.model_dump(
+                include={
+                    "start",
+                    "start_iterations",
+                    "draws",
+                    "rows",
+                    "shrink",
+                    "symmetric",
+                    "min_eigenvalue",
+                    "held_out",
+                }
+            ),
+            prior=CONFIG.prior.model_dump(
+                include={"latent", "components", "amplitude_jitter", "brightness"}
+            ),
             reference_band=CONFIG.infer.reference_band,
             seed=CONFIG.seed,
         script:

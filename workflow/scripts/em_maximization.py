@@ -43,13 +43,13 @@ def main(
         for kind in ("taught", "unseen")
     )
     settings = RefitSettings(
-        config.rows,
-        config.iterations,
-        config.symmetric,
-        config.shrink,
-        amplitude_jitter,
-        config.keep,
-        config.relax,
+        rows=config.rows,
+        iterations=config.iterations,
+        symmetric=config.symmetric,
+        shrink=config.shrink,
+        amplitude_jitter=amplitude_jitter,
+        keep=config.keep,
+        relax=config.relax,
     )
     rng = stage_rng(seed, "em_maximization", lap)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}

@@ -12,13 +12,14 @@ from blendem.inference.batch import statistics_of
 from blendem.inference.em import is_held_out
 from blendem.inference.posterior import unpad
 from blendem.inference.predictive import split_pixels
-from blendem.inference.rescale import dark_coordinates, refine_stack, rescale
+from blendem.inference.rescale import refine_stack, rescale
 from blendem.inference.statistics import Settings
 from blendem.io.blends import read_blends
 from blendem.io.priors import gaussian_of, read_prior
 from blendem.io.products import read_h5, write_h5
 from blendem.io.statistics import pack
 from blendem.logs import configure_logging
+from blendem.prior.gaussian import empty_stamp
 from blendem.rng import stage_rng
 from blendem.survey.instruments import MAGZERO
 
@@ -38,7 +39,7 @@ def main(
 ) -> None:
     """Amplitudes come from the pixels that are seen, and hold for the others."""
     model, _ = read_prior(prior)
-    gaussian, dark = gaussian_of(model), dark_coordinates(model.basis)
+    gaussian, dark = gaussian_of(model), empty_stamp(model.basis)
     data = read_blends(blends)
     known, attrs = read_h5(statistics, only=("in_em",))[0]["in_em"], None
     attrs = read_h5(statistics, only=())[1]

@@ -55,6 +55,10 @@ def main(
                 if use[row]:
                     yield one.names[row], found
 
+    if next(taught(), None) is None:
+        raise ValueError(
+            "no blend to start from: raise em.max_chi2 or lower em.held_out"
+        )
     prior, rows = gaussian, []
     if config.start == "gaussian":
         for iteration in range(config.start_iterations):
@@ -71,10 +75,6 @@ def main(
         )
         for name, found in taught()
     ]
-    if not parts:
-        raise ValueError(
-            "no blend to start from: raise em.max_chi2 or lower em.held_out"
-        )
     draws = join(parts, len(gaussian.mean))
     latent = first_prior(
         gaussian,
@@ -82,11 +82,11 @@ def main(
         settings.components,
         draws,
         RefitSettings(
-            config.rows,
-            ITERATIONS,
-            config.symmetric,
-            config.shrink,
-            settings.amplitude_jitter,
+            rows=config.rows,
+            iterations=ITERATIONS,
+            symmetric=config.symmetric,
+            shrink=config.shrink,
+            amplitude_jitter=settings.amplitude_jitter,
         ),
         stage_rng(seed, "em_start"),
         settings.brightness,

@@ -18,7 +18,9 @@ from blendem.survey.extract import Plane, SourceFlag, extract_blends, pixel_scal
 from blendem.survey.instruments import INSTRUMENTS
 
 LOG = logging.getLogger(__name__)
-DEFAULT_SCALE = 0.168  # of an unknown instrument without WCS [arcsec]: HSC
+DEFAULT_SCALE = (
+    0.168  # of an unknown instrument without WCS and frame.pixel_scale [arcsec]: HSC
+)
 
 
 def main(
@@ -45,7 +47,9 @@ def main(
         first = observed[0]
         planes = []
         for o in observed:
-            scale = _scale(o) if not planes else None  # the first sets the model grid
+            scale = (
+                _scale(o, frame) if not planes else None
+            )  # the first sets the model grid
             check_prior(
                 prior,
                 model,
@@ -54,7 +58,7 @@ def main(
                 stamp=frame.stamp,
                 pixel_scale=frame.pixel_scale or scale,
             )
-            planes.append(_plane(o, basis, psf_side))
+            planes.append(_plane(o, basis, psf_side, frame))
         catalog = first.catalog
         if catalog is None:
             catalog = _detect(first, detection)
@@ -133,7 +137,9 @@ def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
     return {key: np.asarray([row[key] for row in rows]) for key in rows[0]}
 
 
-def _plane(observed: ObservedField, basis: Basis, psf_side: int) -> Plane:
+def _plane(
+    observed: ObservedField, basis: Basis, psf_side: int, frame: FrameConfig
+) -> Plane:
     pad = (psf_side - observed.psf.shape[-1]) // 2
     return Plane(
         observed.image,
@@ -141,14 +147,15 @@ def _plane(observed: ObservedField, basis: Basis, psf_side: int) -> Plane:
         np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)]),
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
-        _scale(observed),
+        _scale(observed, frame),
     )
 
 
-def _scale(observed: ObservedField) -> float:
-    """Side of a pixel [arcsec]."""
+def _scale(observed: ObservedField, frame: FrameConfig) -> float:
+    """Side of a pixel [arcsec]; that of the model where neither WCS nor instrument tell."""
     known = INSTRUMENTS.get(observed.instrument)
-    return pixel_scale_of(observed.wcs, known.pixel_scale if known else DEFAULT_SCALE)
+    fallback = known.pixel_scale if known else frame.pixel_scale or DEFAULT_SCALE
+    return pixel_scale_of(observed.wcs, fallback)
 
 
 def _detect(observed: ObservedField, config: DetectConfig):

@@ -13,6 +13,7 @@ from blendem.config import PlotConfig
 from blendem.io.priors import read_prior
 from blendem.logs import configure_logging
 from blendem.plot.inputs import display_bands, prior_images, save
+from blendem.rng import stage_key
 
 COLUMNS = 10
 
@@ -48,5 +49,5 @@ if "snakemake" in globals():
         [Path(path) for path in snakemake.input.priors],
         Path(snakemake.output[0]),
         PlotConfig(**snakemake.params.plot),
-        key=jax.random.key(snakemake.params.seed),
+        key=stage_key(snakemake.params.seed, "plot_em_priors"),
     )

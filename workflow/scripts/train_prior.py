@@ -107,9 +107,9 @@ def _train(
     bands = gaussian.basis.bands
     if images.shape[1:] != gaussian.basis.mean.shape:
         raise InputError(
-            f"{config.start}: its stamps are {gaussian.basis.mean.shape}"
+            f"{config.start or config.basis}: its stamps are {gaussian.basis.mean.shape}"
             f" ({', '.join(bands)}), those of the training {images.shape[1:]} (band, y, x);"
-            " set frame.bands and frame.stamp to those of prior.start"
+            " set frame.bands and frame.stamp to those of that prior"
         )
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     # The same generator as `fit_basis`: galaxies have the colours of the moments.

@@ -140,6 +140,8 @@ def _draw_labels(mixture: MixturePrior, e, rng) -> np.ndarray:
 
 def _log_evidence(data: GalaxyInformation, mixture: MixturePrior, labels) -> float:
     """Of the galaxies' data, given the component of each; without `log_norm`."""
+    if not len(labels):  # stars only
+        return -0.5 * float(data.norm + data.r2)
     n = len(mixture.mean)
     centers = np.asarray(mixture.centers, float)[labels].ravel()
     values = np.asarray(mixture.values, float)[labels]

@@ -10,18 +10,11 @@ from jaxtyping import Float
 
 from blendem.blend import Blend
 from blendem.inference.posterior import BlendStatistics, posterior, unpad
-from blendem.prior.gaussian import Basis, GaussianPrior
+from blendem.prior.gaussian import GaussianPrior, empty_stamp
 
 ITERATIONS = 3
 MAX_RATIO = 3.0  # of one iteration, either way
 FLOOR = 2.0  # lowest amplitude, in units of its noise for an isolated source
-
-
-def dark_coordinates(basis: Basis) -> Float[np.ndarray, " mode"]:
-    """Coordinates z of an empty stamp."""
-    return np.asarray(basis.encode(np.zeros_like(np.asarray(basis.mean))[None]), float)[
-        0
-    ]
 
 
 def rescale(
@@ -72,7 +65,7 @@ def refine_amplitudes(
         Statistics for the new amplitudes, and these over the old ones.
     """
     basis, d = prior.basis, statistics.n_modes
-    dark = dark_coordinates(basis)
+    dark = empty_stamp(basis)
     light = np.asarray(basis.modes, float)[:, reference].sum((-2, -1))
     mean = float(np.asarray(basis.mean, float)[reference].sum())
     expected = mean + float(np.asarray(prior.mean, float) @ light)
@@ -99,7 +92,7 @@ def refine_stack(
     A blend whose statistics are not finite, or whose posterior fails, stays as it is.
     """
     result = {name: np.array(value) for name, value in statistics.items()}
-    dark = dark_coordinates(prior.basis)
+    dark = empty_stamp(prior.basis)
     d = len(prior.mean)
     for i in range(len(stack.centers)):
         present, is_star = (

@@ -6,6 +6,7 @@ python -m blendem.io.ship results/prior_hsc/prior/00.eqx priors/hsc_grizy.eqx "m
 import argparse
 from pathlib import Path
 
+from blendem.io.atomic import atomic_path
 from blendem.io.priors import read_prior, write_prior
 from blendem.io.table import InputError
 
@@ -19,13 +20,14 @@ def ship(source: Path, path: Path, command: str) -> None:
         InputError: If it is larger than a shipped prior may be.
     """
     prior, card = read_prior(source)
-    write_prior(path, prior, card | {"command": command}, compact=True)
-    if (size := path.stat().st_size) > LARGEST:
-        path.unlink()
-        raise InputError(
-            f"{source}: {size / 1e6:.1f} MB in compact form, at most {LARGEST / 1e6:.0f} MB are"
-            " shipped; train a prior of fewer modes, components or pixels"
-        )
+    with atomic_path(path) as temporary:
+        write_prior(temporary, prior, card | {"command": command}, compact=True)
+        if (size := temporary.stat().st_size) > LARGEST:
+            raise InputError(
+                f"{source}: {size / 1e6:.1f} MB in compact form, at most"
+                f" {LARGEST / 1e6:.0f} MB are shipped; train a prior of fewer modes,"
+                " components or pixels"
+            )
 
 
 if __name__ == "__main__":

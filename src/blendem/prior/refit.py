@@ -20,6 +20,8 @@ from blendem.prior.mixture_fit import beyond, fit_mixture, longer
 from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
 
+PORTION = 4096  # draws of a prior that are made at once
+
 
 class Galaxies(Protocol):
     """What the M step needs of draws of galaxies; see `inference.em.GalaxyDraws`."""
@@ -34,7 +36,8 @@ class RefitSettings(NamedTuple):
     """Choices of the M step.
 
     Attributes:
-        rows: Draws, each under a random symmetry, that the mixture is fitted to.
+        rows: Draws, each under a random symmetry, that the mixture is fitted to, those of the
+            first prior (`keep`) included.
         iterations: Of the fit.
         symmetric: Turn the draws: galaxies have no preferred direction.
         shrink: Weight of the common shape of all components in the covariance of each
@@ -139,7 +142,15 @@ def fit_rows(
 def _prior_rows(prior, n, rng):
     """Rows of galaxies of a prior, as `fit_rows` gives them of draws."""
     key = jax.random.key(rng.integers(2**31))
-    e = np.asarray(prior.mixture.sample(n, key=key), float)
+    # In portions: a draw gathers a matrix per row.
+    keys = jax.random.split(key, -(-n // PORTION))
+    sizes = np.minimum(PORTION, n - PORTION * np.arange(len(keys)))
+    e = np.concatenate(
+        [
+            np.asarray(prior.mixture.sample(int(size), key=one), float)
+            for one, size in zip(keys, sizes, strict=True)
+        ]
+    )
     deviation = prior.fine_deviation(e)
     return e, deviation * rng.standard_normal(deviation.shape)
 
@@ -175,10 +186,13 @@ def refit(
             " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
             " set em.laps to 0."
         )
-    e, fine = fit_rows(prior, draws, settings, rng)
-    if first is not None and settings.keep > 0:
-        part = settings.keep / (settings.keep + len(draws.center))
-        more = _prior_rows(first, round(part / (1 - part) * len(e)), rng)
+    kept = 0.0 if first is None else settings.keep
+    galaxies = len(draws.center) + kept
+    n = round(settings.rows * kept / galaxies)
+    few = settings._replace(rows=settings.rows - n)
+    e, fine = fit_rows(prior, draws, few, rng)
+    if n:
+        more = _prior_rows(first, n, rng)
         e, fine = np.concatenate([e, more[0]]), np.concatenate([fine, more[1]])
     e = jnp.asarray(e, jnp.float32)
     scores = []
@@ -188,7 +202,7 @@ def refit(
         settings.iterations,
         lambda number, score, fitted: scores.append(score),
         start=prior.mixture if components is None else None,
-        shrink=settings.shrink * settings.rows / len(draws.center),
+        shrink=settings.shrink * settings.rows / galaxies,
     )
     variances = None if fine.shape[1] == 0 else fine_variances(mixture, e, fine)
     if components is None and settings.relax != 1:
