@@ -150,6 +150,7 @@ else:
             lap=lambda wildcards: int(wildcards.lap),
             steps=CONFIG.em.steps,
             reference_band=CONFIG.infer.reference_band,
+            amplitude_jitter=CONFIG.prior.amplitude_jitter,
             seed=CONFIG.seed,
         script:
             "../scripts/em_watch.py"

@@ -32,6 +32,7 @@ from blendem.measure.em import (
 )
 from blendem.measure.multivariate import CELL_COUNTS, two_sample_test
 from blendem.measure.quantities import posterior_quantities, truth_quantities
+from blendem.prior.gaussian import empty_stamp
 from blendem.prior.latent import LatentPrior
 from blendem.prior.refit import Turns, latent_rows
 from blendem.prior.symmetry import N_SYMMETRIES
@@ -60,6 +61,7 @@ def main(
     lap: int,
     steps: int,
     reference_band: str,
+    amplitude_jitter: float,
     seed: int,
 ) -> None:
     """One row of the lap, and one of every blend for paired differences between laps."""
@@ -109,7 +111,9 @@ def main(
         ),
     }
     if truths:
-        numbers |= _against_truth(model, watched, whole, truth, reference_band, seed)
+        numbers |= _against_truth(
+            model, watched, whole, truth, reference_band, amplitude_jitter, seed
+        )
     LOG.info("%s", numbers)
     for path, frame in zip(output, (pd.DataFrame([numbers]), table), strict=True):
         with atomic_path(path) as temporary:
@@ -201,7 +205,9 @@ def _information(model: LatentPrior, watched: dict) -> np.ndarray:
     return np.mean(blocks, axis=0)
 
 
-def _against_truth(model, watched, whole, truth, band, seed) -> dict[str, float]:
+def _against_truth(
+    model, watched, whole, truth, band, amplitude_jitter, seed
+) -> dict[str, float]:
     """Denoising loss, distance of draws of the prior, errors of posteriors."""
     basis, d = model.basis, len(model.mean)
     images, amplitude, blendedness, z = [], [], [], []
@@ -237,16 +243,26 @@ def _against_truth(model, watched, whole, truth, band, seed) -> dict[str, float]
     whitening = Whitening(moments[:, : model.n_modes])
     repeated = np.repeat(known, TURNED, axis=0)
     turned = turns(repeated, rng.integers(0, N_SYMMETRIES, len(repeated)))
-    e, _ = latent_rows(model, turned, np.repeat(amplitude, TURNED))
+    repeated_amplitude = np.repeat(amplitude, TURNED)
+    e, _ = latent_rows(model, turned, repeated_amplitude)
     mixture, e = whitening.mixture(model.mixture), whitening(e)
+    # The prior is one of galaxies relative to amplitudes with these errors.
+    jitter = amplitude_jitter * rng.standard_normal(len(repeated_amplitude))
+    dark = empty_stamp(basis)
+    turned = dark + np.exp(jitter)[:, None] * (turned - dark)
+    like_prior = whitening(latent_rows(model, turned, repeated_amplitude - jitter)[0])
     key = stage_key(seed, "em_watch/truth")
     n = model.n_modes
     prior_draws = np.asarray(mixture.sample(len(e), key=key), float)
     return {
         **scores,
         **denoising_loss(mixture, e, n, key=key),
-        "sliced_wasserstein": sliced_wasserstein(prior_draws[:, :n], e[:, :n], rng),
-        "two_sample_chi2": _two_samples(prior_draws[:, :n], e[::TURNED, :n], rng),
+        "sliced_wasserstein": sliced_wasserstein(
+            prior_draws[:, :n], like_prior[:, :n], rng
+        ),
+        "two_sample_chi2": _two_samples(
+            prior_draws[:, :n], like_prior[::TURNED, :n], rng
+        ),
         "energy_outside": _outside(basis, images / scale[:, None, None, None], known),
     }
 
@@ -281,5 +297,6 @@ if "snakemake" in globals():
         params.lap,
         params.steps,
         params.reference_band,
+        params.amplitude_jitter,
         params.seed,
     )
