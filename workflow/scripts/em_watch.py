@@ -241,16 +241,19 @@ def _against_truth(
     )
     moments, _ = latent_rows(model, every, np.tile(amplitude, N_SYMMETRIES))
     whitening = Whitening(moments[:, : model.n_modes])
-    repeated = np.repeat(known, TURNED, axis=0)
-    turned = turns(repeated, rng.integers(0, N_SYMMETRIES, len(repeated)))
-    repeated_amplitude = np.repeat(amplitude, TURNED)
-    e, _ = latent_rows(model, turned, repeated_amplitude)
+    which = rng.integers(0, N_SYMMETRIES, TURNED * len(known))
+    turned = turns(np.repeat(known, TURNED, axis=0), which)
+    e, _ = latent_rows(model, turned, np.repeat(amplitude, TURNED))
     mixture, e = whitening.mixture(model.mixture), whitening(e)
-    # The prior is one of galaxies relative to amplitudes with these errors.
-    jitter = amplitude_jitter * rng.standard_normal(len(repeated_amplitude))
+    # The prior itself is one of galaxies of unit flux whose amplitudes have these errors.
+    flux = images[:, basis.bands.index(band)].sum((-2, -1), dtype=float)
+    unit = np.asarray(basis.encode(images / flux[:, None, None, None]), float)
+    jitter = amplitude_jitter * rng.standard_normal(len(which))
     dark = empty_stamp(basis)
+    turned = turns(np.repeat(unit, TURNED, axis=0), which)
     turned = dark + np.exp(jitter)[:, None] * (turned - dark)
-    like_prior = whitening(latent_rows(model, turned, repeated_amplitude - jitter)[0])
+    measured = np.repeat(np.log(flux), TURNED) - jitter
+    like_prior = whitening(latent_rows(model, turned, measured)[0])
     key = stage_key(seed, "em_watch/truth")
     n = model.n_modes
     prior_draws = np.asarray(mixture.sample(len(e), key=key), float)
