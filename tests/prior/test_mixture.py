@@ -246,3 +246,21 @@ def test_a_longer_step_speeds_up_what_data_hardly_constrain(rng):
         found = np.array([prior.centers[0, 0], prior.covariances[0, 0, 0]])
         left[relax] = np.abs(found - best)
     assert (left[1.8] < 0.8 * left[1.0]).all()
+
+
+def test_a_brightness_does_not_scale_with_the_galaxy(rng):
+    """Compact and extended galaxies of the same spread in brightness, with a strong common shape."""
+    d, n = 3, 4000
+    scale = np.repeat([0.1, 10.0], n // 2)
+    far = np.repeat([-100.0, 100.0], n // 2)
+    e = rng.normal(size=(n, d)) * np.sqrt(scale)[:, None] + far[:, None]
+    e = np.column_stack([e, 0.5 * rng.normal(size=n)])
+    start = MixturePrior.of([0.5, 0.5], [[-100.0] * d + [0], [100.0] * d + [0]], [1, 1])
+    found = fit_mixture(e, 2, 2, start=start, shrink=1e6, scaling=d)
+    covariances = np.asarray(found.covariances)
+    np.testing.assert_allclose(covariances[:, d, d], 0.25, rtol=0.1)
+    np.testing.assert_allclose(covariances[:, d, :d], 0, atol=1e-3)
+    np.testing.assert_allclose(covariances[:, 0, 0], [0.1, 10], rtol=0.15)
+    # As one more mode it would have the relative spread of the compact ones.
+    found = fit_mixture(e, 2, 2, start=start, shrink=1e6)
+    assert np.asarray(found.covariances)[1, d, d] > 4

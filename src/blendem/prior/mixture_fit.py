@@ -1,6 +1,7 @@
 """Fit of a mixture of Gaussians to coordinates of galaxies, by expectation-maximization."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ def fit_mixture(
     watch: Callable[[int, float, MixturePrior], None] | None = None,
     start: MixturePrior | None = None,
     shrink: float = 0.0,
+    scaling: int | None = None,
 ) -> MixturePrior:
     """Fit full covariances by EM (Dempster, Laird & Rubin 1977).
 
@@ -43,12 +45,15 @@ def fit_mixture(
             before it, up to a constant, and the mixture after it.
         start: Mixture to begin with, of `components` components.
         shrink: Weight of the common shape [rows].
+        scaling: Number of first coordinates that scale with the galaxy, None: all; of the others
+            (the brightness) all components share a variance.
 
     Raises:
         ValueError: If there are fewer rows than components.
         FloatingPointError: If the likelihood is not finite.
     """
     e = jnp.asarray(e, jnp.float32)
+    scaling = e.shape[1] if scaling is None else scaling
     if len(e) < components:
         raise ValueError(
             f"{len(e)} galaxies cannot carry a mixture of {components} components; raise"
@@ -57,7 +62,7 @@ def fit_mixture(
     if start is None:
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
-        state = _maximise(e, jax.nn.one_hot(shell, components), shrink)
+        state = _maximise(e, jax.nn.one_hot(shell, components), shrink, scaling)
     else:
         state = _state(start)
     for number in range(1, iterations + 1):
@@ -66,7 +71,7 @@ def fit_mixture(
             raise FloatingPointError(
                 "the mixture of Gaussians diverged; look for stamps that are not finite"
             )
-        state = _maximise(e, responsibility, shrink)
+        state = _maximise(e, responsibility, shrink, scaling)
         if watch is not None:
             watch(number, float(score), _mixture(state))
     return _mixture(state)
@@ -147,8 +152,8 @@ def _expect(e, weights, centers, lower):
     return jnp.exp(log_p - total[:, None]), jnp.mean(total)
 
 
-@jax.jit
-def _maximise(e, responsibility, shrink):
+@partial(jax.jit, static_argnames="scaling")
+def _maximise(e, responsibility, shrink, scaling):
     """Weights, centres and lower factors of the covariances."""
     number = jnp.sum(responsibility, axis=0) + MINIMUM
     centers = (responsibility.T @ e) / number[:, None]
@@ -162,16 +167,23 @@ def _maximise(e, responsibility, shrink):
 
     own = jax.lax.map(covariance, (responsibility.T, centers, number))
     part = (shrink / (number + shrink))[:, None, None]
-    covariances = (1 - part) * own + part * _pooled(weights, own)
+    covariances = (1 - part) * own + part * _pooled(weights, own, scaling)
     return weights, centers, jax.lax.map(jnp.linalg.cholesky, covariances)
 
 
-def _pooled(weights, covariances):
+def _pooled(weights, covariances, scaling):
     """The common shape, with the trace of each component, `(component, latent, latent)`.
+
+    A brightness does not scale with the galaxy: the spread that it has in compact components,
+    times the trace of extended ones, would be several deviations of the training set.
 
     Traces, not likelihoods, set the scales: a compact component varies most where extended
     ones do not, and a scale fitted to that would inflate it lap by lap.
     """
-    trace = jnp.trace(covariances, axis1=1, axis2=2)
-    shape = jnp.einsum("c,cij->ij", weights / trace, covariances)
-    return trace[:, None, None] * shape[None]
+    modes = covariances[:, :scaling, :scaling]
+    trace = jnp.trace(modes, axis1=1, axis2=2)
+    shape = jnp.einsum("c,cij->ij", weights / trace, modes)
+    rest = jnp.einsum("c,cij->ij", weights, covariances[:, scaling:, scaling:])
+    pooled = jnp.zeros_like(covariances)
+    pooled = pooled.at[:, :scaling, :scaling].set(trace[:, None, None] * shape[None])
+    return pooled.at[:, scaling:, scaling:].set(rest[None])

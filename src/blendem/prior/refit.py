@@ -203,6 +203,7 @@ def refit(
         lambda number, score, fitted: scores.append(score),
         start=prior.mixture if components is None else None,
         shrink=settings.shrink * settings.rows / galaxies,
+        scaling=prior.n_modes,
     )
     variances = None if fine.shape[1] == 0 else fine_variances(mixture, e, fine)
     if components is None and settings.relax != 1:
