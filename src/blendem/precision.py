@@ -1,8 +1,13 @@
-"""Numbers of a model in the precision of the device code."""
+"""Where and in what precision programs run."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+
+
+def on_accelerator() -> bool:
+    """Whether programs run on something else than a CPU, where large batches pay."""
+    return jax.default_backend() != "cpu"
 
 
 def single_precision(tree):

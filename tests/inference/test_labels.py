@@ -93,3 +93,28 @@ def test_only_mixtures_have_labels(rng, key):
     corrected = LatentPrior(gaussian, mixture, LatentNetwork(4, 8, 1, key=key))
     assert labels.mixture_of(corrected) is None
     assert labels.mixture_of(gaussian) is None
+
+
+def test_spectra_of_an_accelerator_are_those_of_a_cpu(rng, monkeypatch):
+    """The same matrices decomposed by JAX; eigenvectors are unique up to their signs."""
+    d, galaxies = 3, 2
+    shapes = rng.normal(size=(4, d, d))
+    shapes = shapes @ shapes.transpose(0, 2, 1) + 0.1 * np.eye(d)
+    prior = MixturePrior.of(np.ones(4), rng.normal(size=(4, d)), shapes)
+    inverse = labels.precisions(prior)
+    factors = rng.normal(size=(5, galaxies * d, 4)).astype(np.float32)
+    here = labels.spectra_of_batch(prior, inverse, factors)
+    monkeypatch.setattr(labels, "on_accelerator", lambda: True)
+    there = labels.spectra_of_batch(prior, inverse, factors)
+    assert there.vectors.dtype == here.vectors.dtype == np.float32
+    sign = np.sign(np.sum(here.vectors * there.vectors, axis=-2))
+    # Rounding of float32.
+    np.testing.assert_allclose(there.values, here.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        there.vectors * sign[..., None, :], here.vectors, atol=2e-5
+    )
+    np.testing.assert_allclose(there.offset * sign, here.offset, rtol=1e-4, atol=1e-5)
+    gains = there.gains.reshape(5, galaxies, 2 * d, 4, d) * sign[:, :, None]
+    np.testing.assert_allclose(
+        gains, here.gains.reshape(gains.shape), rtol=1e-4, atol=1e-5
+    )

@@ -137,7 +137,7 @@ def test_portions_do_not_change_the_draws(run, script):
     found = []
     for size in (1, 64):
         module = script("sample_posterior")
-        module.PORTION = size
+        module.portion = lambda size=size: size
         output = folder / f"portion_{size}.h5"
         module.main(
             folder / "blends.h5",

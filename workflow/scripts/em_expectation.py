@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blendem.config import EMConfig
 from blendem.inference.em import draw_galaxies, is_held_out, join
+from blendem.inference.sampler import portion
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5, write_h5
@@ -15,8 +16,6 @@ from blendem.logs import configure_logging
 from blendem.prior.refit import broaden
 
 LOG = logging.getLogger(__name__)
-# Blends whose matrices are in memory at once.
-PORTION = 64
 
 
 def main(
@@ -51,10 +50,10 @@ def main(
             if chosen[row]
         )
         parts = []
-        while portion := list(itertools.islice(rows, PORTION)):
+        while part := list(itertools.islice(rows, portion())):
             parts.append(
                 draw_galaxies(
-                    *zip(*portion, strict=True),
+                    *zip(*part, strict=True),
                     model,
                     config.draws,
                     config.steps,

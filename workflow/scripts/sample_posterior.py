@@ -16,7 +16,7 @@ from blendem.inference.draws import (
 )
 from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import BlendStatistics, posterior
-from blendem.inference.sampler import Draws, SamplerSettings, sample
+from blendem.inference.sampler import Draws, SamplerSettings, portion, sample
 from blendem.io.blends import read_blends
 from blendem.io.priors import Prior, read_prior
 from blendem.io.products import write_h5
@@ -26,8 +26,6 @@ from blendem.prior.gaussian import GaussianPrior
 from blendem.rng import stage_key, stage_rng
 
 LOG = logging.getLogger(__name__)
-# Blends whose matrices are in memory at once.
-PORTION = 64
 DIAGNOSTICS = (
     "solve_residual",
     "unconverged",
@@ -65,9 +63,9 @@ def main(
     tier = _exact if isinstance(model, GaussianPrior) else _sampled
     called = data.names
     stream = enumerate(read_statistics(statistics, data))
-    while portion := list(itertools.islice(stream, PORTION)):
+    while part := list(itertools.islice(stream, portion())):
         given, names = {}, {}
-        for row, s in portion:
+        for row, s in part:
             names[row] = called[row]
             if s is not None:
                 given[row] = s

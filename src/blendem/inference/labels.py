@@ -12,6 +12,7 @@ For galaxy k with the information `H_k = L_k L_k^T` and component c with moments
 precision is `S^-1 + H_k + sigma^-2`: eigenvectors of `S^-1 + H_k` serve all levels.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from blendem.precision import on_accelerator
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
 
@@ -70,16 +72,44 @@ def spectra(
         inverse: Its `precisions`.
         factor: L of the likelihood.
     """
-    d = inverse.shape[-1]
-    blocks = np.asarray(factor, float).reshape(-1, d, factor.shape[-1])
-    information = blocks @ blocks.transpose(0, 2, 1)
-    values, vectors = np.linalg.eigh(inverse[None] + information[:, None])
-    inward = inverse[None] @ vectors
     centers = np.asarray(mixture.centers, float)
+    return _spectra(np, centers, inverse, np.asarray(factor, float))
+
+
+def spectra_of_batch(
+    mixture: MixturePrior,
+    inverse: Float[np.ndarray, "component mode mode"],
+    factors: Float[np.ndarray, "blend latent rank"],
+) -> Spectra:
+    """The same for blends of equal size, with a leading axis.
+
+    An accelerator decomposes all matrices at once, in float64 too; a CPU does it faster in
+    LAPACK, blend by blend.
+    """
+    if on_accelerator():
+        with jax.enable_x64(True):
+            centers = np.asarray(mixture.centers, float)
+            return _spectra_on_device(centers, inverse, np.asarray(factors, float))
+    each = [spectra(mixture, inverse, np.asarray(factor)) for factor in factors]
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *each)
+
+
+@jax.jit
+def _spectra_on_device(centers, inverse, factors):
+    return jax.vmap(partial(_spectra, jnp, centers, inverse))(factors)
+
+
+def _spectra(xp, centers, inverse, factor) -> Spectra:
+    """By NumPy or JAX (`xp`), in float64."""
+    d = inverse.shape[-1]
+    blocks = factor.reshape(-1, d, factor.shape[-1])
+    information = blocks @ blocks.transpose(0, 2, 1)
+    values, vectors = xp.linalg.eigh(inverse[None] + information[:, None])
+    inward = inverse[None] @ vectors
     offset = (centers[:, None, :] @ inward)[:, :, 0]
-    gains = np.concatenate([-inward, vectors], axis=2).transpose(0, 2, 1, 3)
+    gains = xp.concatenate([-inward, vectors], axis=2).transpose(0, 2, 1, 3)
     gains = gains.reshape(len(blocks), 2 * d, -1)
-    parts = (np.maximum(values, 0), vectors, gains, offset)
+    parts = (xp.maximum(values, 0), vectors, gains, offset)
     return Spectra(*(x.astype(np.float32) for x in parts))
 
 

@@ -33,7 +33,7 @@ from blendem.inference.likelihood import (
     LatentLikelihood,
     brightness_likelihood,
 )
-from blendem.precision import single_precision
+from blendem.precision import on_accelerator, single_precision
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
@@ -46,6 +46,10 @@ COVARIANCES = ("full", "diagonal")
 # four ranks.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRIOR_BATCH = 256  # galaxies of given brightness drawn at once
+# Blends whose statistics a script holds at once, and blends that one program draws at once, on a
+# CPU and on an accelerator.
+PORTION, ACCELERATED_PORTION = 64, 512
+BATCH, ACCELERATED_BATCH = 1, 64
 
 
 class SamplerSettings(NamedTuple):
@@ -383,10 +387,21 @@ def padded_size(n_galaxies: int) -> int:
 
 
 def padded_shape(likelihood: LatentLikelihood) -> tuple[int, int]:
-    """Unknowns and informed directions that a blend is padded to."""
+    """Unknowns and informed directions that a blend is padded to.
+
+    Fine steps spare a CPU arithmetic; coarse ones spare an accelerator, where compilation is
+    most of the time, programs.
+    """
     n = padded_size(likelihood.n_galaxies) * likelihood.n_latent
+    if on_accelerator():
+        return n, n
     rank = len(likelihood.target)
     return n, next(r for r in (n // 8, n // 4, n // 2, n) if r >= rank)
+
+
+def portion() -> int:
+    """Blends whose statistics a script should hold at once."""
+    return ACCELERATED_PORTION if on_accelerator() else PORTION
 
 
 def check_modes(prior: LatentTier, likelihoods: Sequence[LatentLikelihood]) -> None:
@@ -411,7 +426,7 @@ def sample(
     settings: SamplerSettings = DEFAULT,
     *,
     keys: Sequence[PRNGKeyArray],
-    batch: int = 1,
+    batch: int | None = None,
 ) -> list[Draws]:
     """Draw from the joint posterior of the galaxies of every blend.
 
@@ -424,7 +439,8 @@ def sample(
         n_draws: Draws per blend.
         settings: Choices of the reverse process.
         keys: One per blend.
-        batch: Blends computed at once; 1 is fastest on a CPU.
+        batch: Blends computed at once; None: one on a CPU, where that is fastest, and
+            `ACCELERATED_BATCH` on an accelerator.
 
     Returns:
         Draws, in the order of `likelihoods`.
@@ -451,6 +467,8 @@ def sample(
     mixture = labels.mixture_of(prior) if settings.predictor == "labels" else None
     inverse = None if mixture is None else labels.precisions(mixture)
     out: list[Draws | None] = [None] * len(likelihoods)
+    if batch is None:
+        batch = ACCELERATED_BATCH if on_accelerator() else BATCH
     shapes = [padded_shape(one) for one in likelihoods]
     for shape in sorted(set(shapes)):
         rows = np.flatnonzero([s == shape for s in shapes])
@@ -461,8 +479,7 @@ def sample(
             )
             known = None
             if inverse is not None:
-                each = [labels.spectra(mixture, inverse, np.asarray(f)) for f in factor]
-                known = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *each)
+                known = labels.spectra_of_batch(mixture, inverse, np.asarray(factor))
             result = _reverse(
                 low,
                 factor,
