@@ -45,11 +45,13 @@ COVARIANCES = ("full", "diagonal")
 # Numbers of galaxies that blends are padded to: one compilation for each, and for each of
 # four ranks.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Fewer on an accelerator, where compilation is most of the time.
+ACCELERATED_SIZES = (2, 4, 8, 16, 32)
 PRIOR_BATCH = 256  # galaxies of given brightness drawn at once
 # Blends whose statistics a script holds at once, and blends that one program draws at once, on a
 # CPU and on an accelerator.
 PORTION, ACCELERATED_PORTION = 64, 512
-BATCH, ACCELERATED_BATCH = 1, 64
+BATCH, ACCELERATED_BATCH = 1, 32
 
 
 class SamplerSettings(NamedTuple):
@@ -383,14 +385,14 @@ def _join(notes, more):
 
 def padded_size(n_galaxies: int) -> int:
     """Number of galaxies that a blend is padded to."""
-    return next((s for s in SIZES if s >= n_galaxies), n_galaxies)
+    sizes = ACCELERATED_SIZES if on_accelerator() else SIZES
+    return next((s for s in sizes if s >= n_galaxies), n_galaxies)
 
 
 def padded_shape(likelihood: LatentLikelihood) -> tuple[int, int]:
     """Unknowns and informed directions that a blend is padded to.
 
-    Fine steps spare a CPU arithmetic; coarse ones spare an accelerator, where compilation is
-    most of the time, programs.
+    Ranks in steps spare a CPU arithmetic; full ones spare an accelerator programs.
     """
     n = padded_size(likelihood.n_galaxies) * likelihood.n_latent
     if on_accelerator():
