@@ -99,6 +99,7 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
         folder / "posterior.h5",
         infer,
         1,
+        1,
     )
     script("measure").main(
         rows,
@@ -145,6 +146,7 @@ def test_portions_do_not_change_the_draws(run, script):
             folder / "latent.eqx",
             output,
             infer,
+            1,
             1,
         )
         found.append(read_h5(output)[0])
