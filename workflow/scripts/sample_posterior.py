@@ -74,7 +74,7 @@ def main(
     sky = [np.zeros(0)] * n_blends
     tier = _exact if isinstance(model, GaussianPrior) else _sampled
     if isinstance(model, UNetPrior):
-        amplitudes, settings = read_amplitudes(statistics, data)
+        amplitudes, settings = read_amplitudes(statistics)
         tier = partial(
             _from_pixels,
             data=data,

@@ -113,7 +113,8 @@ def _train_unet(
     one, two, three = jax.random.split(stage_key(seed, "train_prior"), 3)
     choice = config.unet.model_dump()
     sizes = {name: choice.pop(name) for name in ("channels", "patch", "blocks")}
-    network = UNet(len(gaussian.basis.bands), **sizes, key=one)
+    # As the stamps.
+    network = single_precision(UNet(len(gaussian.basis.bands), **sizes, key=one))
     settings = Settings(
         **choice,
         amplitude_jitter=jitter,

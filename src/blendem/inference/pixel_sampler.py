@@ -60,8 +60,8 @@ class PixelSettings(NamedTuple):
     sigma_min: float = 0.02
     predictor: Literal["draw", "ddim"] = "draw"
     corrector: float = 0.0
-    iterations: int = 10
-    bright_iterations: int = 30
+    iterations: int = 30
+    bright_iterations: int = 60
     tolerance: float = 1e-3
 
 

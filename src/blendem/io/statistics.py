@@ -29,10 +29,8 @@ def read_statistics(
         yield from unstack(file, blends)
 
 
-def read_amplitudes(
-    path: str | Path, blends: BlendSet
-) -> tuple[list[Amplitudes], Settings]:
-    """Amplitudes and centres of every stack of `blends`, and the settings of the statistics.
+def read_amplitudes(path: str | Path) -> tuple[list[Amplitudes], Settings]:
+    """Amplitudes and centres of every stack of blends, and the settings of the statistics.
 
     What a sampler needs that works on pixels instead of `H` and `b`.
 
@@ -42,7 +40,7 @@ def read_amplitudes(
     with open_h5(path) as file:
         found = [
             Amplitudes(*(file[f"stack_{i}/{name}"][()] for name in Amplitudes._fields))
-            for i in range(len(blends.stacks))
+            for i in range(sum(name.startswith("stack_") for name in file))
         ]
         settings = attributes(file)["settings"]
     return found, Settings(**settings | {"pixels": tuple(settings["pixels"])})
