@@ -29,8 +29,9 @@ def read_statistics(
         yield from unstack(file, blends)
 
 
-def read_amplitudes(path: str | Path) -> tuple[list[Amplitudes], Settings]:
-    """Amplitudes and centres of every stack of blends, and the settings of the statistics.
+# `list[tuple]` of `Amplitudes`: stacks of unequal length do not pass for one annotation.
+def read_amplitudes(path: str | Path) -> tuple[list[tuple], Settings]:
+    """`Amplitudes` of every stack of blends, and the settings of the statistics.
 
     What a sampler needs that works on pixels instead of `H` and `b`.
 
