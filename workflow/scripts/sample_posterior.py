@@ -211,8 +211,10 @@ def _from_pixels(
             settings,
             pixel,
             keys=[stage_key(seed, f"sample_posterior/{names[r]}") for r in rows],
-            batch=batch,
+            # A batch is filled up, and these are dear.
+            batch=min(batch, len(rows)),
         )
+        LOG.info("stack %d: %d blends drawn", number, len(rows))
         for row, present, star, one in zip(
             rows, blends.present, blends.is_star, found, strict=True
         ):
