@@ -1,5 +1,6 @@
 """Bad configurations are named field by field; good ones load, hash and stay frozen."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from blendem.config import ConfigError, RunConfig, config_hash, load_config, with_start
+from blendem.prior import train_unet
 from blendem.prior.train import Settings
+from blendem.prior.unet import UNet
 
 CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
 
@@ -122,9 +125,35 @@ def test_training_without_a_network_is_refused():
     assert config.prior.network.width == 512 and config.prior.train.steps == 5
 
 
-def test_the_unet_tier_is_not_part_of_the_workflow():
-    text = message({"prior": {"tier": "unet"}})
-    assert "prior.tier: unet" in text and "use latent or gaussian" in text
+def test_defaults_of_the_unet_are_those_of_the_library():
+    config = load_config({"prior": {"tier": "unet"}}).prior.unet
+    sizes = inspect.signature(UNet).parameters
+    for name, value in config.model_dump().items():
+        library = (
+            sizes[name].default if name in sizes else getattr(train_unet.DEFAULTS, name)
+        )
+        assert value == library, name
+
+
+@pytest.mark.parametrize(
+    ("prior", "problem"),
+    [
+        ({"tier": "latent", "unet": {"steps": 5}}, "unet: nothing of it is used"),
+        ({"tier": "unet", "network": {}}, "network: it corrects the mixture"),
+        ({"tier": "unet", "train": {"steps": 5}}, "train: it trains the network of"),
+        ({"tier": "unet", "unet": {"channels": []}}, "prior.unet.channels: got"),
+    ],
+)
+def test_settings_of_another_tier_are_refused(prior, problem):
+    assert problem in message({"prior": prior})
+
+
+def test_em_of_a_unet_is_refused():
+    text = message({"prior": {"tier": "unet"}, "em": {"laps": 2}})
+    assert "em.laps: 2 with prior.tier: unet" in text and "use latent or" in text
+    text = message({"prior": {"tier": "unet"}, "em": {"start": "map"}})
+    assert "em.start: map needs prior.tier: latent" in text
+    assert load_config({"prior": {"tier": "unet"}}).em.laps == 0
 
 
 def test_a_shipped_prior_is_named_in_one_word():

@@ -184,6 +184,33 @@ class TrainConfig(Section):
     )
 
 
+class UNetConfig(Section):
+    """U-Net tier: network and training; the defaults are those of the library."""
+
+    channels: tuple[PositiveInt, ...] = Field(
+        (48, 96),
+        min_length=1,
+        description="channels of each level; each has half the side of the one before",
+    )
+    patch: PositiveInt = Field(
+        4, description="side of the patches that pixels are gathered in [model pixel]"
+    )
+    blocks: PositiveInt = Field(1, description="residual blocks per level, each way")
+    steps: PositiveInt = Field(
+        2000, description="optimizer steps; 1200 take 4 minutes on two cores"
+    )
+    batch: PositiveInt = Field(64, description="galaxies per step")
+    learning_rate: float = Field(
+        2e-3, gt=0, le=1, description="of Adam at the start; it falls to zero"
+    )
+    evaluate: PositiveInt = Field(
+        250, description="steps between two evaluations of the held-out loss"
+    )
+    patience: PositiveInt = Field(
+        4, description="evaluations without a new best one before training stops"
+    )
+
+
 class PriorConfig(Section):
     """What galaxies look like."""
 
@@ -196,9 +223,11 @@ class PriorConfig(Section):
     latent: PositiveInt = Field(
         64,
         description="modes that the diffusion moves; the rest, fine detail that only bright"
-        " galaxies show, stay Gaussian",
+        " galaxies show, stay Gaussian; tier latent",
     )
-    components: PositiveInt = Field(64, description="Gaussians of the mixture")
+    components: PositiveInt = Field(
+        64, description="Gaussians of the mixture; tier latent"
+    )
     amplitude_jitter: NonNegativeFloat = Field(
         0.6,
         description="sd of ln(amplitude) in training; well above the errors of refined"
@@ -213,7 +242,8 @@ class PriorConfig(Section):
     brightness: bool = Field(
         True,
         description="whether shapes and colours depend on the magnitude, as they do in the"
-        " stamps; their magnitudes must be distributed as those of the galaxies in the fields",
+        " stamps; their magnitudes must be distributed as those of the galaxies in the fields;"
+        " tier latent",
     )
     start: OptionalPath = Field(
         None,
@@ -232,9 +262,25 @@ class PriorConfig(Section):
         " which is more accurate (docs/calibration.md)",
     )
     train: TrainConfig = TrainConfig()
+    unet: UNetConfig = UNetConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "PriorConfig":
+        if self.tier != "unet" and self.unet != UNetConfig():
+            raise ValueError(
+                f"unet: nothing of it is used with tier: {self.tier}; set `tier: unet`, or"
+                " leave `unet` out"
+            )
+        if self.tier == "unet" and self.network is not None:
+            raise ValueError(
+                "network: it corrects the mixture of tier latent; the network of tier unet is"
+                " set in `unet`: leave `network` out"
+            )
+        if self.tier == "unet" and self.train != TrainConfig():
+            raise ValueError(
+                "train: it trains the network of tier latent; steps, batch and learning_rate"
+                " of tier unet are in `unet`: leave `train` out"
+            )
         idle = self.tier == "latent" and self.network is None
         if idle and self.train != TrainConfig():
             raise ValueError(
@@ -486,10 +532,10 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             f" {config.stamps.n}; raise stamps.n to"
             f" {-(-(config.prior.modes + PCA_OVERSAMPLING) // N_SYMMETRIES)}"
         )
-    if config.prior.tier == "unet":
+    if config.em.laps and config.prior.tier == "unet":
         yield (
-            "prior.tier: unet is a library call so far (prior.train_unet), not part of the"
-            " workflow; use latent or gaussian"
+            f"em.laps: {config.em.laps} with prior.tier: unet; EM refits a mixture or a Gaussian,"
+            " no U-Net: use latent or gaussian, or set em.laps: 0"
         )
     if config.em.laps and config.prior.network is not None:
         yield (

@@ -46,3 +46,13 @@ def test_a_tier_without_evidence_has_no_numbers_of_it():
     assert out["evidence_smallest_step"]["value"] == -1
     none = pd.DataFrame({"lap": [0], "log_evidence": [np.nan], "n_blends": [3]})
     assert summarise_evidence(none) == {}
+
+
+def test_what_the_basis_does_not_hold_is_told_where_there_is_any():
+    table = blends().assign(outside_basis=[0.01, 0.03, np.nan])
+    table = table.assign(outside_chi2=[2.0, 6.0, np.nan])
+    out = {k: v["value"] for k, v in summarise_blends(table, ["i"]).items()}
+    np.testing.assert_allclose(out["draws_outside_basis"], 0.02)
+    np.testing.assert_allclose(out["chi2_outside_basis_per_pixel"], 8 / 400)
+    none = summarise_blends(table.assign(outside_basis=[0.0, 0.0, np.nan]), ["i"])
+    assert "draws_outside_basis" not in none

@@ -160,17 +160,64 @@ def trained(rng, key, settings=SMALL, network=None):
     return state, moments, data, basis
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="60 steps reach a held-out loss of 0.996 (training 0.913), the test wants 0.97:"
-    " the averaged weights lag behind in so few steps, or the bound is too tight",
-)
-def test_training_lowers_the_loss_and_resumes_where_it_was(rng, key):
+def exact_ratios(moments, data):
+    """Squared error of the exact denoiser of a few known stamps over Wiener's.
+
+    Without jitter a galaxy is one of 8 turned copies of one of the rows: its mean given x_t is
+    a softmax over them. Galaxies and noise are those of `train_unet`'s evaluations.
+    """
+    copies = np.concatenate(
+        [np.asarray(t, float) for t in symmetries(np.asarray(data.x))]
+    )
+    copies = copies.reshape(len(copies), -1)
+    draw, noise = jax.random.split(jax.random.key(0))
+    n = 8 * len(data.x)
+    x = data.draw(n, 0.0, key=draw)
+    xi = jax.random.normal(noise, x.shape, x.dtype)
+    low = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), moments)
+    ratios = []
+    for sigma in train_unet.HELD_OUT_LEVELS:
+        x_t = x + np.float32(sigma) * xi
+        wiener = low.wiener(x_t, jnp.full(n, sigma, jnp.float32))
+        flat = np.asarray(x_t, float).reshape(n, -1)
+        square = ((flat[:, None] - copies[None]) ** 2).sum(-1)
+        weight = np.exp(-(square - square.min(1, keepdims=True)) / (2 * sigma**2))
+        exact = weight / weight.sum(1, keepdims=True) @ copies
+        truth = np.asarray(x, float).reshape(n, -1)
+        linear = np.asarray(wiener, float).reshape(n, -1)
+        ratios.append(((exact - truth) ** 2).sum() / ((linear - truth) ** 2).sum())
+    return np.array(ratios)
+
+
+def test_training_goes_from_wiener_towards_the_exact_denoiser(rng, key):
+    """Two galaxies, whose exact denoiser is known: 1 is Wiener's error."""
+    stamps = make_stamps(rng)
+    basis, two = make_basis(rng, stamps), stamps[:2]
+    settings = SMALL._replace(steps=400, batch=16, learning_rate=1e-2, evaluate=200)
+    settings = settings._replace(amplitude_jitter=0.0)
+    moments = fit_pixel_moments(basis, two, 0.0)
+    network = jax.tree.map(
+        lambda a: a.astype(jnp.float32) if eqx.is_array(a) else a,
+        UNet(BANDS, (8, 8), 2, 1, key=key),
+    )
+    data = train_unet.stamp_set(moments, two)
+    state = start(network, settings, key=jax.random.key(1))
+    (_, first), (_, last) = train_unet.train_unet(state, moments, data, data, settings)
+    exact = exact_ratios(moments, data)
+    ratio = np.array(last.ratio)
+    assert last.held_out < first.held_out < 1
+    # Where a galaxy is told from another and the exact error is far below Wiener's: 400 steps
+    # go 42 to 48 % of the way, an idle network 0, and no network goes all of it.
+    gain = ((1 - ratio) / (1 - exact))[2:5]
+    assert (exact[2:5] < 0.4).all()
+    assert (gain > 0.3).all() and (gain < 1).all(), gain
+
+
+def test_training_resumes_where_it_was(rng, key):
     settings = SMALL._replace(steps=60, evaluate=20, learning_rate=5e-3)
     state, moments, data, _ = trained(rng, key, settings)
     whole = list(train_unet.train_unet(state, moments, data, data, settings))
     assert [e.step for _, e in whole] == [20, 40, 60]
-    assert whole[-1][1].held_out < 0.97
     again = list(train_unet.train_unet(whole[0][0], moments, data, data, settings))
     assert [e.step for _, e in again] == [40, 60]
     assert again[-1][1].ratio == pytest.approx(whole[-1][1].ratio, rel=1e-5)

@@ -66,6 +66,20 @@ def run(tmp_path_factory, script):
         "i",
         6,
     )
+    script("train_prior").main(
+        folder / "basis.eqx",
+        [folder / "0.npy"],
+        folder / "unet.eqx",
+        folder / "unet.csv",
+        folder / "unet.ckpt",
+        PriorConfig(
+            tier="unet",
+            modes=8,
+            unet={"channels": (4,), "steps": 4, "batch": 8, "evaluate": 2},
+        ),
+        "i",
+        6,
+    )
     rows = [FieldRow("a", "hsc_deep", folder / "a.fits")]
 
     script("extract_blends").main(
@@ -83,7 +97,7 @@ def run(tmp_path_factory, script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prior", ["basis.eqx", "latent.eqx"])
+@pytest.mark.parametrize("prior", ["basis.eqx", "latent.eqx", "unet.eqx"])
 def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
     folder, rows, infer, blends = run
     data = read_blends(folder / "blends.h5")
@@ -98,6 +112,7 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
         folder / prior,
         folder / "posterior.h5",
         infer,
+        1,
         1,
     )
     script("measure").main(
@@ -127,12 +142,19 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
     assert np.isnan(rows["chi2"][0]) and np.isfinite(rows["chi2"][1:]).all()
     for name in ("guards", "unconverged", "failed_draws", "negative_flux"):
         assert np.isfinite(rows[name][1:]).all(), name
+    # Only draws of stamps have light that the basis does not hold.
+    outside = rows["outside_basis"][1:]
+    assert ((outside > 0) & (outside < 1)).all() == (prior == "unet.eqx")
+    assert ((outside == 0) & (rows["outside_chi2"][1:] == 0)).all() == (
+        prior != "unet.eqx"
+    )
     evidence = np.isfinite(rows["log_evidence"][1:])
     assert (evidence == (prior == "basis.eqx")).all()
 
 
 @pytest.mark.slow
-def test_portions_do_not_change_the_draws(run, script):
+@pytest.mark.parametrize("prior", ["latent.eqx", "unet.eqx"])
+def test_portions_do_not_change_the_draws(run, script, prior):
     folder, _, infer, _ = run
     found = []
     for size in (1, 64):
@@ -142,9 +164,10 @@ def test_portions_do_not_change_the_draws(run, script):
         module.main(
             folder / "blends.h5",
             folder / "statistics.h5",
-            folder / "latent.eqx",
+            folder / prior,
             output,
             infer,
+            1,
             1,
         )
         found.append(read_h5(output)[0])

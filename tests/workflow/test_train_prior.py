@@ -17,6 +17,9 @@ from blendem.prior.mixture import MixturePrior
 from blendem.prior.pca import fit_basis, fit_moments
 from blendem.prior.stamps import prepare_stamps
 from blendem.prior.train import Evaluation, TrainingError, evaluate, training_set
+from blendem.prior.train_unet import HELD_OUT_LEVELS, errors_by_level, stamp_set
+from blendem.prior.unet import UNetPrior
+from blendem.rng import stage_rng
 
 BANDS, SIDE = ("g", "i"), 9
 
@@ -165,6 +168,99 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_prior(
     pd.testing.assert_frame_equal(
         columns, pd.read_csv(folder / "whole.csv").drop(columns="seconds")
     )
+
+
+UNET = {
+    "tier": "unet",
+    "network": None,
+    "train": {},
+    "unet": {"channels": (4, 6), "patch": 2, "steps": 12, "batch": 8, "evaluate": 4},
+}
+
+
+def test_a_unet_comes_with_its_card_and_curve(script, folder):
+    path = run(script("train_prior"), folder, **UNET)
+    prior, card = read_prior(path)
+    assert isinstance(prior, UNetPrior) and prior.network.channels == (4, 6)
+    assert_same(prior.gaussian, read_prior(folder / "basis.eqx")[0])
+    assert card["network"] == {"channels": [4, 6], "patch": 2, "blocks": 1}
+    assert card["training"]["steps"] == 12 and card["stamps"] == 120
+    curve = pd.read_csv(folder / "00.csv")
+    assert list(curve["step"]) == [4, 8, 12] and (curve["kind"] == "unet").all()
+    columns = [c for c in curve if c.startswith("ratio_")]
+    assert columns == [f"ratio_{s:g}" for s in HELD_OUT_LEVELS]
+    np.testing.assert_allclose(curve[columns].mean(axis=1), curve["held_out"])
+    # The weights that are kept are those of the best row, on the same galaxies.
+    order = stage_rng(7, "train_prior").permutation(120)
+    stamps, _ = prepare_stamps(
+        np.load(folder / "0.npy"),
+        1,
+        amplitude_jitter=0.0,
+        colour_jitter=0.0,
+        rng=stage_rng(7, "fit_basis"),
+    )
+    moments = jax.tree.map(jax.numpy.asarray, prior.moments)
+    ratio, _, _ = errors_by_level(
+        prior.network,
+        moments,
+        stamp_set(moments, stamps[order[:12]]),
+        0.3,
+        HELD_OUT_LEVELS,
+        key=jax.random.key(0),
+        n=96,
+    )
+    best = curve.loc[curve["held_out"].idxmin(), columns].to_numpy(float)
+    np.testing.assert_allclose(ratio, best, rtol=1e-4)  # float32 sums
+    assert np.abs(prior.spread).max() > 0  # calibrated
+    assert not (folder / "checkpoints" / "00.ckpt").exists()
+    # It can be given to another run; its Gaussian too.
+    taken = run(script("train_prior"), folder, "b", (), **UNET | {"start": str(path)})
+    assert_same(read_prior(taken)[0], prior)
+    with pytest.raises(InputError, match=r"tier unet, prior\.tier is latent"):
+        run(script("train_prior"), folder, "c", (), start=str(path))
+
+
+def test_a_killed_unet_goes_on_and_ends_with_the_same_prior(
+    script, folder, monkeypatch
+):
+    module = script("train_prior")
+    whole = run(module, folder, "whole", **UNET)
+    save, steps = module.save_checkpoint, []
+
+    def save_and_die(path, state, history, mark):
+        save(path, state, history, mark)
+        steps.append(history[-1].step)
+        if steps == [4, 8]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(module, folder, "killed", **UNET)
+    killed = run(module, folder, "killed", **UNET)
+    assert steps == [4, 8, 12]
+    assert_same(read_prior(killed)[0], read_prior(whole)[0])
+
+
+def test_nan_stops_a_unet_and_the_last_good_weights_are_kept(
+    script, folder, monkeypatch
+):
+    module = script("train_prior")
+    make = module.train_unet.stamp_set
+
+    def bad(moments, images):
+        data = make(moments, images)
+        return eqx.tree_at(lambda d: d.x, data, data.x.at[40:41].set(np.inf))
+
+    monkeypatch.setattr(module.train_unet, "stamp_set", bad)  # 96 rows; 24 have no 40
+    settings = UNET["unet"] | {"steps": 400, "batch": 2, "evaluate": 2, "patience": 400}
+    with jax.debug_nans(False), pytest.raises(TrainingError) as caught:
+        run(module, folder, **UNET | {"unet": settings})
+    text = str(caught.value)
+    assert "not finite between steps" in text and "prior.unet.learning_rate" in text
+    prior, card = read_prior(folder / "checkpoints" / "last_good.eqx")
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(prior))
+    assert f"up to step {card['validation'][-1]['step']}" in text
+    assert not (folder / "00.eqx").exists()
 
 
 def spoil(module, monkeypatch, rows):

@@ -120,7 +120,9 @@ rule plot_evidence:
 
 rule plot_prior:
     input:
-        code=modules(*PLOT_CODE, "inference/sampler", "prior/stamps"),
+        code=modules(
+            *PLOT_CODE, "inference/sampler", "inference/pixel_sampler", "prior/stamps"
+        ),
         basis=BASIS,
         last=prior_of(LAPS),
         stamps=[] if GIVEN and not TRAINED else STAMPS[:1],
@@ -135,7 +137,7 @@ rule plot_prior:
     params:
         seed=CONFIG.seed,
         band=BAND,
-        prior=CONFIG.prior.model_dump(exclude={"train", "network"}),
+        prior=CONFIG.prior.model_dump(exclude={"train", "network", "unet"}),
         plot=PLOT,
     script:
         "../scripts/plot_prior.py"

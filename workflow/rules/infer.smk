@@ -54,9 +54,14 @@ rule sample_posterior:
             "inference/draws",
             "inference/likelihood",
             "inference/sampler",
+            "inference/pixel_sampler",
+            "inference/pixel_problem",
+            "inference/operator",
+            "inference/conjugate",
             "prior/latent",
             "prior/mixture",
             "prior/schedule",
+            "prior/unet",
         ),
         blends=f"{OUT}/blends/{{chunk}}.h5",
         statistics=f"{OUT}/statistics/{{chunk}}.h5",
@@ -72,6 +77,7 @@ rule sample_posterior:
     params:
         seed=CONFIG.seed,
         infer=CONFIG.infer.model_dump(include={"samples", "steps", "corrector"}),
+        batch=CONFIG.blends.batch,
     script:
         "../scripts/sample_posterior.py"
 

@@ -32,7 +32,7 @@ rule fit_basis:
         "../../envs/blendem.yaml"
     params:
         seed=CONFIG.seed,
-        prior=CONFIG.prior.model_dump(exclude={"tier", "network", "train"}),
+        prior=CONFIG.prior.model_dump(exclude={"tier", "network", "train", "unet"}),
         frame=CONFIG.frame.model_dump(),
         instrument=INSTRUMENT,
         reference_band=CONFIG.infer.reference_band,
@@ -52,6 +52,8 @@ if CONFIG.em.start == "simulations":
                 "prior/mixture_fit",
                 "prior/schedule",
                 "prior/stamps",
+                "prior/unet",
+                "prior/train_unet",
                 "io/priors",
             ),
             basis=BASIS,

@@ -73,7 +73,7 @@ def main(
         "stamps_sha256": digest,
         "modes": len(basis.modes),
         "variance_outside_basis": float(basis.residual) / total,
-        "settings": config.model_dump(exclude={"tier", "network", "train"}),
+        "settings": config.model_dump(exclude={"tier", "network", "train", "unet"}),
     }
     LOG.info("basis: %s", card)
     write_prior(output, prior, card)

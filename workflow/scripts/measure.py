@@ -37,6 +37,8 @@ SAMPLER_COLUMNS = (
     "guards",
     "solve_iterations",
     "failed_draws",
+    "outside_basis",
+    "outside_chi2",
 )
 STD_DRAWS = 16  # draws rendered for the deviation of observed images
 

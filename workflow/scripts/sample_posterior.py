@@ -3,11 +3,14 @@
 import itertools
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from blendem.config import InferConfig
+from blendem.inference.amplitude import Amplitudes
 from blendem.inference.draws import (
     BlendDraws,
     exact_draws,
@@ -15,14 +18,17 @@ from blendem.inference.draws import (
     sampled_draws,
 )
 from blendem.inference.likelihood import complete_draws, galaxy_likelihood
+from blendem.inference.pixel_sampler import PixelDraws, PixelSettings, sample_blends
 from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.inference.sampler import Draws, SamplerSettings, portion, sample
-from blendem.io.blends import read_blends
+from blendem.inference.statistics import Settings
+from blendem.io.blends import BlendSet, read_blends
 from blendem.io.priors import Prior, read_prior
 from blendem.io.products import write_h5
-from blendem.io.statistics import read_statistics
+from blendem.io.statistics import read_amplitudes, read_statistics
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.unet import UNetPrior
 from blendem.rng import stage_key, stage_rng
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +38,10 @@ DIAGNOSTICS = (
     "guards",
     "solve_iterations",
     "failed_draws",
+    "outside_basis",
+    "outside_chi2",
 )
+INSIDE = (0.0, 0.0)  # the last two, for priors whose galaxies are in the basis
 
 
 def main(
@@ -41,6 +50,7 @@ def main(
     prior: Path,
     output: Path,
     infer: InferConfig,
+    batch: int,
     seed: int,
 ) -> None:
     """A blend whose posterior fails is marked and does not stop the others."""
@@ -61,6 +71,15 @@ def main(
     per_blend = {name: np.full(n_blends, np.nan) for name in columns}
     sky = [np.zeros(0)] * n_blends
     tier = _exact if isinstance(model, GaussianPrior) else _sampled
+    if isinstance(model, UNetPrior):
+        amplitudes, settings = read_amplitudes(statistics)
+        tier = partial(
+            _from_pixels,
+            data=data,
+            amplitudes=amplitudes,
+            settings=settings,
+            batch=batch,
+        )
     called = data.names
     stream = enumerate(read_statistics(statistics, data))
     while part := list(itertools.islice(stream, portion())):
@@ -122,7 +141,7 @@ def _exact(
             continue
         rng = stage_rng(seed, f"sample_posterior/{names[row]}")
         results[row] = exact_draws(s, p, infer.samples, rng)
-        notes[row] = (0.0, 0, 0, 0.0, 0)
+        notes[row] = (0.0, 0, 0, 0.0, 0, *INSIDE)
     return results, notes
 
 
@@ -150,31 +169,68 @@ def _sampled(
     )
     results, notes = {}, {}
     for row, one in zip(likelihoods, found, strict=True):
-        notes[row] = _notes(one)
-        if one.failed.any():
-            LOG.warning(
-                "%s: no posterior: %d of %d draws are not finite",
-                names[row],
-                one.failed.sum(),
-                infer.samples,
-            )
+        notes[row] = (*_solver(one), *INSIDE)
+        if not _usable(one, names[row]):
             continue
-        if one.unconverged or one.guards:
-            LOG.info(
-                "%s: %d solves above the tolerance, worst residual %.1e, %d guards",
-                names[row],
-                one.unconverged,
-                one.residual,
-                one.guards,
-            )
         rng = stage_rng(seed, f"sample_posterior/{names[row]}")
         w = complete_draws(given[row], prior, one.e, rng)
         results[row] = sampled_draws(given[row], w)
     return results, notes
 
 
-def _notes(draws: Draws) -> tuple:
-    """Values of `DIAGNOSTICS`."""
+def _from_pixels(
+    given: dict[int, BlendStatistics],
+    names: dict[int, str],
+    prior: UNetPrior,
+    infer: InferConfig,
+    seed: int,
+    *,
+    data: BlendSet,
+    amplitudes: list[Amplitudes],
+    settings: Settings,
+    batch: int,
+) -> tuple[dict[int, BlendDraws], dict[int, tuple]]:
+    """Reverse diffusion of stamps; what the basis holds of the draws goes on."""
+    pixel = PixelSettings(steps=infer.steps, corrector=infer.corrector)
+    results, notes = {}, {}
+    for number, stack in enumerate(data.stacks):
+        rows = [r for r in given if data.blends["stack"][r] == number]
+        if not rows:
+            continue
+        index = data.blends["index"][rows]
+        blends, known = jax.tree.map(
+            lambda leaf, i=index: np.asarray(leaf)[i], (stack, amplitudes[number])
+        )
+        found = sample_blends(
+            prior,
+            blends,
+            known,
+            infer.samples,
+            settings,
+            pixel,
+            keys=[stage_key(seed, f"sample_posterior/{names[r]}") for r in rows],
+            # A batch is filled up, and these are dear.
+            batch=min(batch, len(rows)),
+        )
+        LOG.info("stack %d: %d blends drawn", number, len(rows))
+        for row, present, star, one in zip(
+            rows, blends.present, blends.is_star, found, strict=True
+        ):
+            if not _usable(one, names[row]):
+                notes[row] = (*_solver(one), np.nan, np.nan)
+                continue
+            results[row] = sampled_draws(given[row], one.unknowns(present))
+            outside = one.outside[:, present & ~star]
+            notes[row] = (
+                *_solver(one),
+                float(outside.mean()) if outside.size else 0.0,
+                results[row].chi2_of_draws - float(one.chi2.mean()),
+            )
+    return results, notes
+
+
+def _solver(draws: Draws | PixelDraws) -> tuple:
+    """What the sampler says: the first values of `DIAGNOSTICS`."""
     return (
         draws.residual,
         draws.unconverged,
@@ -182,6 +238,27 @@ def _notes(draws: Draws) -> tuple:
         draws.iterations,
         int(draws.failed.sum()),
     )
+
+
+def _usable(draws: Draws | PixelDraws, name: str) -> bool:
+    """Whether all draws are finite; what went wrong goes to the log."""
+    if draws.failed.any():
+        LOG.warning(
+            "%s: no posterior: %d of %d draws are not finite",
+            name,
+            draws.failed.sum(),
+            len(draws.failed),
+        )
+        return False
+    if draws.unconverged or draws.guards:
+        LOG.info(
+            "%s: %d solves above the tolerance, worst residual %.1e, %d guards",
+            name,
+            draws.unconverged,
+            draws.residual,
+            draws.guards,
+        )
+    return True
 
 
 if "snakemake" in globals():
@@ -192,5 +269,6 @@ if "snakemake" in globals():
         Path(snakemake.input.prior),
         Path(snakemake.output.posterior),
         InferConfig(**snakemake.params.infer),
+        snakemake.params.batch,
         snakemake.params.seed,
     )

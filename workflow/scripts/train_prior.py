@@ -1,35 +1,34 @@
-"""Fit the first prior: a mixture of Gaussians and, if asked for, a network that corrects it.
+"""Fit the first prior: a mixture of Gaussians and, if asked for, a network that corrects it,
+or a U-Net.
 
-A training of the network that was killed goes on.
+A training of a network that was killed goes on.
 """
 
-import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from blendem.config import PriorConfig
-from blendem.io.atomic import atomic_path
 from blendem.io.checkpoints import fingerprint, load_checkpoint, save_checkpoint
-from blendem.io.priors import gaussian_of, read_prior, tier_of, write_prior
+from blendem.io.priors import Prior, gaussian_of, read_prior, tier_of, write_prior
 from blendem.io.table import InputError
+from blendem.io.training import Galaxies, read_galaxies, write_curve
 from blendem.logs import configure_logging
 from blendem.precision import single_precision
+from blendem.prior import train_unet
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior, fine_variances
 from blendem.prior.mixture import MixturePrior
 from blendem.prior.mixture_fit import fit_mixture
 from blendem.prior.network import LatentNetwork
-from blendem.prior.stamps import prepare_stamps
 from blendem.prior.train import (
     HELD_OUT_LEVELS,
     Evaluation,
@@ -42,14 +41,15 @@ from blendem.prior.train import (
     train,
     training_set,
 )
-from blendem.rng import stage_key, stage_rng
+from blendem.prior.unet import UNet, UNetPrior, fit_pixel_moments
+from blendem.rng import stage_key
 
 LOG = logging.getLogger(__name__)
 # Part and number of the stamps that nothing is trained on; as many teach the variance head.
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000
 # Of EM; it is looked at after as many iterations, and at its end.
 MIXTURE_ROWS, MIXTURE_ITERATIONS, MIXTURE_LOOK = 60000, 30, 3
-CURVE = ["kind", "step", "seconds", "train_loss", "held_out"]
+Made = tuple[Prior, list[Evaluation], dict[str, Any]]  # with its curve and model card
 
 
 def main(
@@ -68,16 +68,24 @@ def main(
         given, card = read_prior(config.start)
         prior = gaussian_of(given) if config.tier == "gaussian" else given
         card = card | {"started_from": config.start}
-        _write_curve(curve, [])
+        write_curve(curve, [])
     elif config.tier == "gaussian":
         prior = gaussian
-        _write_curve(curve, [])
+        write_curve(curve, [])
     else:
-        prior, history, made = _train(
-            gaussian, stamps, checkpoint, config, reference_band, seed
+        galaxies = read_galaxies(
+            stamps,
+            gaussian.basis,
+            reference_band,
+            config.colour_jitter,
+            held_out=(HELD_OUT, MOST_HELD_OUT),
+            seed=seed,
+            where=config.start or config.basis,
         )
+        fit = _train_unet if config.tier == "unet" else _train
+        prior, history, made = fit(gaussian, galaxies, checkpoint, config, seed)
         card = card | made
-        _write_curve(curve, history, "mixture" if config.network is None else "network")
+        write_curve(curve, history, made["kind"], made["levels"])
     if tier_of(prior) != config.tier:
         raise InputError(
             f"{config.start}: a prior of tier {tier_of(prior)}, prior.tier is"
@@ -87,48 +95,71 @@ def main(
     checkpoint.unlink(missing_ok=True)
 
 
-def _train(
+def _train_unet(
     gaussian: GaussianPrior,
-    stamps: list[Path],
+    galaxies: Galaxies,
     checkpoint: Path,
     config: PriorConfig,
-    reference_band: str,
     seed: int,
-) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
-    """The mixture, then the network if there is to be one."""
-    images = [np.load(path) for path in stamps]
-    for path, part in zip(stamps, images, strict=True):
-        if bad := int((~np.isfinite(part).all(axis=(1, 2, 3))).sum()):
-            raise InputError(
-                f"{path}: {bad} of {len(part)} stamps have pixels that are not finite;"
-                " simulate them again"
-            )
-    images = np.concatenate(images)
-    bands = gaussian.basis.bands
-    if images.shape[1:] != gaussian.basis.mean.shape:
-        raise InputError(
-            f"{config.start or config.basis}: its stamps are {gaussian.basis.mean.shape}"
-            f" ({', '.join(bands)}), those of the training {images.shape[1:]} (band, y, x);"
-            " set frame.bands and frame.stamp to those of that prior"
-        )
-    digest = hashlib.sha256(images.tobytes()).hexdigest()
-    # The same generator as `fit_basis`: galaxies have the colours of the moments.
-    reference = bands.index(reference_band)
-    flux = images[:, reference].sum((-2, -1), dtype=float)
-    images, used = prepare_stamps(
-        images,
-        reference,
-        amplitude_jitter=0.0,
-        colour_jitter=config.colour_jitter,
-        rng=stage_rng(seed, "fit_basis"),
+) -> Made:
+    """The U-Net, then its posterior variance."""
+    images, n, jitter = galaxies.images, galaxies.held_out, config.amplitude_jitter
+    unseen, taught = np.split(galaxies.order, [2 * n])
+    moments = fit_pixel_moments(gaussian.basis, images[taught], jitter)
+    data, spread, held_out = (
+        train_unet.stamp_set(moments, images[rows])
+        for rows in (taught, unseen, unseen[:n])
     )
-    order = stage_rng(seed, "train_prior").permutation(len(images))
-    n = max(1, min(int(HELD_OUT * len(images)), MOST_HELD_OUT))
+    one, two, three = jax.random.split(stage_key(seed, "train_prior"), 3)
+    choice = config.unet.model_dump()
+    sizes = {name: choice.pop(name) for name in ("channels", "patch", "blocks")}
+    # As the stamps.
+    network = single_precision(UNet(len(gaussian.basis.bands), **sizes, key=one))
+    settings = Settings(
+        **choice,
+        amplitude_jitter=jitter,
+        bfloat16=jax.default_backend() == "gpu",
+    )
+
+    def result(state: State, history: list[Evaluation]) -> Made:
+        prior = UNetPrior.wiener(gaussian, moments, state.best)
+        # Early stopping saw half of these galaxies, the weights none.
+        prior = train_unet.calibrate(prior, spread, jitter, key=three)
+        card = {
+            "kind": "unet",
+            "levels": list(train_unet.HELD_OUT_LEVELS),
+            "network": sizes,
+            "training": settings._asdict(),
+            "validation": [e._asdict() for e in history],
+            "seconds": float(state.seconds),
+        }
+        return prior, history, galaxies.card | card
+
+    state = start(network, settings, key=two)
+    return _resume(
+        state,
+        lambda state: train_unet.train_unet(state, moments, data, held_out, settings),
+        fingerprint(settings._asdict(), moments, data, spread, state),
+        settings.steps,
+        checkpoint,
+        result,
+    )
+
+
+def _train(
+    gaussian: GaussianPrior,
+    galaxies: Galaxies,
+    checkpoint: Path,
+    config: PriorConfig,
+    seed: int,
+) -> Made:
+    """The mixture, then the network if there is to be one."""
+    images, n = galaxies.images, galaxies.held_out
     size = min(config.latent, len(gaussian.mean))
     brightness, scale = None, None
     if config.brightness:
         # Catalogs have amplitudes with the errors of the jitter.
-        value = np.log(flux[used])
+        value = np.log(galaxies.flux)
         scale = np.array([value.mean(), np.hypot(value.std(), config.amplitude_jitter)])
         brightness = (value - scale[0]) / scale[1]
 
@@ -142,7 +173,7 @@ def _train(
     parts = [n]
     if config.network is not None:
         parts.append(2 * n)  # galaxies for the variance head
-    *checks, taught = np.split(order, parts)
+    *checks, taught = np.split(galaxies.order, parts)
     held_out, *spread = (rows_of(rows).first(size) for rows in checks)
     whole = rows_of(taught)
     data = whole.first(size)
@@ -154,16 +185,13 @@ def _train(
     fine = None
     if size < n_modes:
         fine = fine_variances(mixture, latent, rows[:, size:n_modes])
-    card = {
-        "stamps": len(images),
-        "stamps_sha256": digest,
-        "held_out": n,
+    card = galaxies.card | {
+        "kind": "mixture",
         "mixture": {"rows": MIXTURE_ROWS, "iterations": MIXTURE_ITERATIONS},
         "mixture_seconds": history[-1].seconds,
         "levels": list(HELD_OUT_LEVELS),
         "validation": [e._asdict() for e in history],
         "seconds": history[-1].seconds,
-        "device": jax.devices()[0].device_kind,
     }
     if config.network is None:
         return LatentPrior(gaussian, mixture, None, fine, scale), history, card
@@ -176,12 +204,13 @@ def _train(
         bfloat16=jax.default_backend() == "gpu",
     )
     card |= {
+        "kind": "network",
         "training": settings._asdict(),
         "network": config.network.model_dump(),
     }
     state = start(network, settings, key=two)
 
-    def result(state: State, history: list[Evaluation]):
+    def result(state: State, history: list[Evaluation]) -> Made:
         more = {
             "validation": [e._asdict() for e in history],
             "seconds": float(state.seconds) + card["mixture_seconds"],
@@ -192,8 +221,14 @@ def _train(
             card | more,
         )
 
-    return _train_network(
-        state, mixture, (data, *spread, held_out), settings, checkpoint, result
+    sets = (data, *spread, held_out)
+    return _resume(
+        state,
+        lambda state: train(state, mixture, *sets, settings),
+        fingerprint(settings._asdict(), mixture, *sets, state),
+        settings.steps,
+        checkpoint,
+        result,
     )
 
 
@@ -228,25 +263,22 @@ def _fit_mixture(
     return best[0], history
 
 
-def _train_network(
+def _resume(
     state: State,
-    mixture: MixturePrior,
-    sets: tuple[TrainingSet, TrainingSet, TrainingSet],
-    settings: Settings,
+    training: Callable[[State], Iterator[tuple[State, Evaluation]]],
+    mark: str,
+    steps: int,
     checkpoint: Path,
-    result: Callable[[State, list[Evaluation]], tuple],
-) -> tuple[LatentPrior, list[Evaluation], dict[str, Any]]:
+    result: Callable[[State, list[Evaluation]], Made],
+) -> Made:
     """Train with checkpoints and a progress bar."""
-    data, spread, held_out = sets
-    mark = fingerprint(settings._asdict(), mixture, data, spread, held_out, state)
     state, history = load_checkpoint(checkpoint, state, mark)
     if history:
         LOG.info("goes on after step %d", history[-1].step)
-    bar = tqdm(total=settings.steps, initial=int(state.step), file=sys.stderr)
-    with bar:
+    with tqdm(total=steps, initial=int(state.step), file=sys.stderr) as bar:
         try:
-            training = train(state, mixture, data, spread, held_out, settings)
-            for state, evaluation in training:
+            for newest, evaluation in training(state):
+                state = newest
                 history.append(evaluation)
                 save_checkpoint(checkpoint, state, history, mark)
                 bar.update(evaluation.step - bar.n)
@@ -264,31 +296,6 @@ def _train_network(
             ) from error
     LOG.info("stopped after step %d, %.1f s", int(state.step), float(state.seconds))
     return result(state, history)
-
-
-def _write_curve(
-    path: Path,
-    history: list[Evaluation],
-    kind: Literal["mixture", "network"] = "mixture",
-) -> None:
-    """Held-out losses; steps are iterations of EM, or of the optimizer."""
-    rows = [
-        {
-            "kind": kind,
-            "step": e.step,
-            "seconds": e.seconds,
-            "train_loss": e.train_loss,
-            "held_out": e.held_out,
-        }
-        | {f"ratio_{s:g}": v for s, v in zip(HELD_OUT_LEVELS, e.ratio, strict=True)}
-        | {f"nll_{s:g}": v for s, v in zip(HELD_OUT_LEVELS, e.nll, strict=True)}
-        for e in history
-    ]
-    columns = CURVE + [
-        f"{name}_{s:g}" for name in ("ratio", "nll") for s in HELD_OUT_LEVELS
-    ]
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
 
 
 if "snakemake" in globals():

@@ -189,6 +189,16 @@ def _categorical(key, log_p):
     return jnp.minimum(label, log_p.shape[1] - 1)
 
 
+@jax.jit
+def covariances_given(
+    mixture: MixturePrior, sigma: Float[Array, ""]
+) -> Float[Array, "component mode mode"]:
+    """Covariances of e given `e_t = e + sigma n` and the label: the same for all galaxies."""
+    vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
+    narrow = values * sigma**2 / (values + sigma**2)
+    return (vectors * narrow[:, None, :]) @ vectors.transpose(0, 2, 1)
+
+
 def draw_labelled(
     mixture: MixturePrior,
     labels: Array,
@@ -196,15 +206,13 @@ def draw_labelled(
     sigma: Float[Array, ""],
     *,
     key: PRNGKeyArray,
-) -> tuple[Float[Array, "draw galaxy mode"], Float[Array, "draw galaxy mode mode"]]:
-    """Draw of e given e_t and the labels, without data, and its covariance."""
+) -> Float[Array, "draw galaxy mode"]:
+    """Draw of e given e_t and the labels, without data."""
     vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
     gain = values / (values + sigma**2)
-    narrow = gain * sigma**2
-    covariance = (vectors * narrow[:, None, :]) @ vectors.transpose(0, 2, 1)
     center, axes = jnp.asarray(mixture.centers)[labels], vectors[labels]
     step = jnp.einsum("nkd,nkde->nke", e_t - center, axes) * gain[labels]
-    step = step + jnp.sqrt(narrow)[labels] * jax.random.normal(
+    step = step + (jnp.sqrt(gain) * sigma)[labels] * jax.random.normal(
         key, e_t.shape, e_t.dtype
     )
-    return center + jnp.einsum("nkde,nke->nkd", axes, step), covariance[labels]
+    return center + jnp.einsum("nkde,nke->nkd", axes, step)

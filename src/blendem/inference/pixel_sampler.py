@@ -60,8 +60,8 @@ class PixelSettings(NamedTuple):
     sigma_min: float = 0.02
     predictor: Literal["draw", "ddim"] = "draw"
     corrector: float = 0.0
-    iterations: int = 10
-    bright_iterations: int = 30
+    iterations: int = 30
+    bright_iterations: int = 60
     tolerance: float = 1e-3
 
 
@@ -104,10 +104,17 @@ class PixelDraws(NamedTuple):
     iterations: float
     failed: Bool[np.ndarray, " _"]
 
-    @property
-    def unknowns(self) -> Float[np.ndarray, "_ _"]:
-        """All unknowns in the order of `statistics.Statistics`, `(draw, unknown)`."""
-        return np.concatenate([self.z.reshape(len(self.z), -1), self.other], axis=1)
+    def unknowns(self, present: Bool[np.ndarray, " _"]) -> Float[np.ndarray, "_ _"]:
+        """All unknowns without those of padding sources, `(draw, unknown)`.
+
+        In the order of `posterior.unpad`. Galaxies are what z holds of them.
+        """
+        n_draws, n = self.z.shape[:2]
+        shifts = 2 * n if self.other.shape[1] >= 2 * n else 0
+        shift = self.other[:, :shifts].reshape(n_draws, -1, 2)
+        parts = [self.z[:, present], shift[:, present] if shifts else shift]
+        parts = [p.reshape(n_draws, -1) for p in parts]
+        return np.concatenate([*parts, self.other[:, shifts:]], axis=1)
 
 
 def _solve(problem, prior, sigma, rhs, settings):
@@ -332,23 +339,33 @@ def _levels(moments: PixelMoments, settings: PixelSettings) -> np.ndarray:
     return noise_levels(settings.steps, top, settings.sigma_min)
 
 
+@eqx.filter_jit
+def _begin(moments, words, sigma, n_draws, n_sources, n_levels):
+    """x_t at the first level, and the keys of all levels, of every blend."""
+    shape, dtype = (n_draws, n_sources, *moments.mean.shape), moments.mean.dtype
+
+    def one(words):
+        first, rest = jax.random.split(jax.random.wrap_key_data(words))
+        noise = jax.random.normal(first, shape, dtype)
+        return moments.mean[None, None] + sigma * noise, jax.random.split(
+            rest, n_levels
+        )
+
+    return jax.vmap(one)(words)
+
+
 def _run(prior, problems, words, n_draws, settings):
     """The reverse process; one program per level: loops slow down convolutions on a CPU."""
     levels = _levels(prior.moments, settings)
     moments, dtype = prior.moments, prior.moments.mean.dtype
-    shape = (n_draws, problems.scale.shape[1], *moments.mean.shape)
-
-    @eqx.filter_jit
-    def begin(words):
-        def one(words):
-            first, rest = jax.random.split(jax.random.wrap_key_data(words))
-            noise = jax.random.normal(first, shape, dtype)
-            keys = jax.random.split(rest, len(levels))
-            return moments.mean[None, None] + float(levels[0]) * noise, keys
-
-        return jax.vmap(one)(words)
-
-    x_t, keys = begin(jnp.asarray(words))
+    x_t, keys = _begin(
+        moments,
+        jnp.asarray(words),
+        jnp.asarray(levels[0], dtype),
+        n_draws,
+        problems.scale.shape[1],
+        len(levels),
+    )
     sigmas, notes = jnp.asarray(levels, dtype), []
     for i in range(len(levels) - 1):
         x_t, note = _step(

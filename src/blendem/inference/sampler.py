@@ -236,14 +236,17 @@ def _bridge(e, e_0, sigma, lower, key):
     return keep * e + (1 - keep) * e_0 + lower * jnp.sqrt(1 - keep) * noise
 
 
-def _labelled(prior, known, factor, target, e_t, e, sigma, settings, key):
-    """Draw of e given e_t and the data, exact for a mixture, from one of before."""
+def _labelled(prior, known, given, factor, target, e_t, e, sigma, settings, key):
+    """Draw of e given e_t and the data, exact for a mixture, from one of before.
+
+    `given` holds the covariances of the components given e_t.
+    """
     one, two, three = jax.random.split(key, 3)
     mixture = labels.mixture_of(prior)
     chosen, _ = labels.sweep(mixture, known, factor, target, e_t, e, sigma, key=one)
-    before, covariance = labels.draw_labelled(mixture, chosen, e_t, sigma, key=two)
+    before = labels.draw_labelled(mixture, chosen, e_t, sigma, key=two)
     white = jax.random.normal(three, (len(e), len(target)), e.dtype)
-    return _moved(before, covariance, factor, target[None] + white, settings)
+    return _moved(before, given[chosen], factor, target[None] + white, settings)
 
 
 def _moved(before, variance, factor, target, settings):
@@ -287,18 +290,20 @@ def _begin(prior, factor, target, keys, sigma, n_draws, settings, known):
     return _for_each(one, factor, target, keys, known)
 
 
-def _draw_clean(prior, factor, target, known, state, sigma, settings, key):
+def _draw_clean(prior, factor, target, known, given, state, sigma, settings, key):
     """Draw of e_0 given the state and the data."""
     if known is None:
         e = state.e
         return _conditional(prior, factor, target, e, sigma, settings, key=key)
     return _labelled(
-        prior, known, factor, target, state.e, state.before, sigma, settings, key
+        prior, known, given, factor, target, state.e, state.before, sigma, settings, key
     )
 
 
 @eqx.filter_jit
-def _level(prior, factor, target, keys, state, sigma, lower, first, settings, known):
+def _level(
+    prior, factor, target, keys, state, sigma, lower, first, settings, known, given
+):
     """From one level to the next; notes of the solves for every blend."""
 
     def one(factor, target, key, state, known):
@@ -310,7 +315,7 @@ def _level(prior, factor, target, keys, state, sigma, lower, first, settings, kn
             before = mean
         else:
             before, notes = _draw_clean(
-                prior, factor, target, known, state, sigma, settings, draw
+                prior, factor, target, known, given, state, sigma, settings, draw
             )
             e = _bridge(e, before, sigma, lower, bridge)
         if settings.corrector > 0:
@@ -327,16 +332,18 @@ def _level(prior, factor, target, keys, state, sigma, lower, first, settings, kn
 
 
 @eqx.filter_jit
-def _end(prior, factor, target, keys, state, sigma, settings, known):
+def _end(prior, factor, target, keys, state, sigma, settings, known, given):
     """Draws of e_0 at the last level."""
 
     def one(factor, target, key, state, known):
-        return _draw_clean(prior, factor, target, known, state, sigma, settings, key)
+        return _draw_clean(
+            prior, factor, target, known, given, state, sigma, settings, key
+        )
 
     return _for_each(one, factor, target, keys, state, known)
 
 
-def _reverse(prior, factor, target, keys, levels, n_draws, settings, known=None):
+def _reverse(prior, factor, target, keys, levels, n_draws, settings, known, given):
     """Whole reverse process of a batch of blends of equal size.
 
     The loop over levels is Python's: inside a loop of XLA the same work takes 1.6 times as
@@ -359,9 +366,10 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings, known=None)
             jnp.asarray(i == 0),
             settings,
             known,
+            given[i],
         )
         notes.append(more)
-    e, more = _end(*data, last, state, levels[-1], settings, known)
+    e, more = _end(*data, last, state, levels[-1], settings, known, given[-1])
     # Of every solve: (level, blend), residuals also by draw.
     residual, guards, count = (np.stack(x) for x in zip(*notes, more, strict=True))
     unconverged = np.sum(residual > settings.tolerance, axis=(0, 2))
@@ -467,7 +475,10 @@ def sample(
     )
     low = single_precision(prior)
     mixture = labels.mixture_of(prior) if settings.predictor == "labels" else None
-    inverse = None if mixture is None else labels.precisions(mixture)
+    inverse, given = None, [None] * len(levels)
+    if mixture is not None:
+        inverse = labels.precisions(mixture)
+        given = [labels.covariances_given(labels.mixture_of(low), s) for s in levels]
     out: list[Draws | None] = [None] * len(likelihoods)
     if batch is None:
         batch = ACCELERATED_BATCH if on_accelerator() else BATCH
@@ -491,6 +502,7 @@ def sample(
                 n_draws,
                 settings,
                 known,
+                given,
             )
             for j, i in enumerate(chosen[: min(batch, len(rows) - start)]):
                 e = result[0][j, :, : likelihoods[i].n_galaxies]

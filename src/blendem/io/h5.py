@@ -68,8 +68,13 @@ def read_h5(
                 " made by another version: remove it and run again"
             )
         arrays = {key: _read(file[key]) for key in (file if only is None else only)}
-        attrs = {key: _attribute(value) for key, value in file.attrs.items()}
+        attrs = attributes(file)
     return arrays, attrs
+
+
+def attributes(file: h5py.File) -> dict[str, Any]:
+    """Attributes of an open file, as `write_h5` got them."""
+    return {key: _attribute(value) for key, value in file.attrs.items()}
 
 
 @contextmanager

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from blendem.inference.amplitude import Amplitudes
 from blendem.inference.posterior import BlendStatistics, unpad
+from blendem.inference.statistics import Settings
 from blendem.io.blends import BlendSet
-from blendem.io.h5 import open_h5
+from blendem.io.h5 import attributes, open_h5
 from blendem.survey.instruments import MAGZERO
 
 
@@ -25,6 +27,24 @@ def read_statistics(
     """
     with open_h5(path) as file:
         yield from unstack(file, blends)
+
+
+# `list[tuple]` of `Amplitudes`: stacks of unequal length do not pass for one annotation.
+def read_amplitudes(path: str | Path) -> tuple[list[tuple], Settings]:
+    """`Amplitudes` of every stack of blends, and the settings of the statistics.
+
+    What a sampler needs that works on pixels instead of `H` and `b`.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    with open_h5(path) as file:
+        found = [
+            Amplitudes(*(file[f"stack_{i}/{name}"][()] for name in Amplitudes._fields))
+            for i in range(sum(name.startswith("stack_") for name in file))
+        ]
+        settings = attributes(file)["settings"]
+    return found, Settings(**settings | {"pixels": tuple(settings["pixels"])})
 
 
 def unstack(

@@ -65,6 +65,21 @@ def summarise_blends(blends: pd.DataFrame, bands: Sequence[str]) -> dict[str, An
             len(good),
             "share of fluxes of draws of galaxies below zero, all bands, mean blend",
         )
+    # Zero for priors whose galaxies are in the basis.
+    if "outside_basis" in good and (good["outside_basis"] > 0).any():
+        out["draws_outside_basis"] = entry(
+            good["outside_basis"].mean(),
+            "",
+            len(good),
+            "share of the energy of draws of galaxies that the basis, and so the catalog,"
+            " does not hold, mean blend",
+        )
+        out["chi2_outside_basis_per_pixel"] = entry(
+            good["outside_chi2"].sum() / max(good["n_data"].sum(), 1),
+            "",
+            len(good),
+            "what leaving it out adds to chi2 of the draws, all blends together",
+        )
     for b in bands:
         n_data = good[f"ndata_{b}"].sum()
         if n_data:

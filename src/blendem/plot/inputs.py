@@ -13,12 +13,15 @@ from jaxtyping import Float, PRNGKeyArray
 from matplotlib.figure import Figure
 from scipy.ndimage import map_coordinates
 
+from blendem.inference.pixel_sampler import PixelSettings, sample_prior_stamps
 from blendem.inference.sampler import sample_prior
 from blendem.io.atomic import atomic_path
 from blendem.io.priors import Prior
 from blendem.io.products import read_models, read_table
 from blendem.prior.gaussian import GaussianPrior
+from blendem.prior.unet import UNetPrior
 
+PRIOR_LEVELS = 32  # noise levels of draws of a U-Net
 MARGIN = 14  # shown around the sources of a blend [pixel]
 
 
@@ -177,7 +180,9 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 def prior_images(
     prior: Prior, n: int, *, key: PRNGKeyArray
 ) -> Float[np.ndarray, "n band stamp stamp"]:
-    """Images of unconditional draws."""
+    """Images of unconditional draws; those of a U-Net are not confined to the basis."""
+    if isinstance(prior, UNetPrior):
+        return sample_prior_stamps(prior, n, PixelSettings(steps=PRIOR_LEVELS), key=key)
     if isinstance(prior, GaussianPrior):
         z = prior.sample(n, key=key)
     else:

@@ -8,13 +8,20 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullL
 
 from blendem.plot.style import BLUE, GREY, ORANGE, SEQUENTIAL, Panels
 
+# What is minimised in a training of each kind.
+TRAINED = {
+    "mixture": "training loss [nat per galaxy]",
+    "network": "training loss, both heads",
+    "unet": "training error / Wiener's expected",
+}
+
 
 def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
     """Draw losses over steps, and the held-out squared error over Wiener's by noise level.
 
     Args:
         axes: Two.
-        curve: `kind` ("mixture" or "network"), `step`, `train_loss`, `held_out` and
+        curve: `kind` ("mixture", "network" or "unet"), `step`, `train_loss`, `held_out` and
             `ratio_<sigma>` of every evaluation.
 
     Returns:
@@ -23,15 +30,14 @@ def plot_training(axes: Panels, curve: pd.DataFrame) -> list[Line2D]:
     levels = sorted(
         float(c.removeprefix("ratio_")) for c in curve if c.startswith("ratio_")
     )
-    network = (curve["kind"] == "network").all()
-    step = curve["step"] / (1000 if network else 1)
-    label = "step [1000]" if network else "iteration of EM"
+    kind = curve["kind"].iloc[0]
+    step = curve["step"] / (1 if kind == "mixture" else 1000)
+    label = "iteration of EM" if kind == "mixture" else "step [1000]"
     loss, ratio = axes
     # The training loss is no squared error: a scale of its own.
     (trained,) = loss.plot(step, curve["train_loss"], color=GREY, marker=".")
     loss.set(xlabel=label)
-    name = "training loss, both heads" if network else "training loss [nat per galaxy]"
-    loss.set_ylabel(name, color=GREY)
+    loss.set_ylabel(TRAINED[kind], color=GREY)
     other = loss.twinx()
     (held,) = other.plot(step, curve["held_out"], color=BLUE, marker=".")
     best = int(np.argmin(curve["held_out"]))

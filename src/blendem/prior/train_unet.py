@@ -251,7 +251,7 @@ def train_unet(
             raise TrainingError(
                 f"the training loss is not finite between steps {step - len(losses)} and"
                 f" {step} (training {loss}, held out {score}); the weights before are"
-                " kept. Lower prior.train.learning_rate, or look for stamps that are not"
+                " kept. Lower prior.unet.learning_rate, or look for stamps that are not"
                 " finite."
             )
         if score < best_loss:
