@@ -33,8 +33,8 @@ ALSO = ("open_variance", "sliced_wasserstein", "two_sample_chi2", "energy_outsid
 def read_laps(run: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     """The table of a run and the scores of its blends, lap by lap."""
     laps = pd.read_csv(run / "em" / "laps.csv")
-    paths = sorted((run / "em" / "watch").glob("*_blends.csv"))
-    return laps, [pd.read_csv(path) for path in paths][: len(laps)]
+    watch = run / "em" / "watch"
+    return laps, [pd.read_csv(watch / f"{n:02d}_blends.csv") for n in laps["lap"]]
 
 
 class Report:
@@ -76,9 +76,12 @@ def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> Non
         n=last["sources"],
         expected="-0.02 to 0.02",
     )
-    seconds = laps[["expectation_seconds", "maximization_seconds"]].sum()
-    report.say(f"{label}: seconds of all E steps, jobs added up", seconds.iloc[0], "s")
-    report.say(f"{label}: seconds of all M steps", seconds.iloc[1], "s")
+    steps = (("E", "expectation_seconds"), ("M", "maximization_seconds"))
+    for name, column in steps:  # of the laps that were watched
+        seconds = laps[column].dropna()
+        report.say(
+            f"{label}: seconds of an {name} step", seconds.mean(), "s", len(seconds)
+        )
 
 
 def report_idempotence(report: Report, run: Path) -> None:

@@ -32,11 +32,14 @@ def read_blends(run: Path) -> pd.DataFrame:
     return table.set_index(pd.Index(names, name="blend"))
 
 
-def read_watch(run: Path) -> list[pd.DataFrame]:
+def read_watch(run: Path) -> dict[int, pd.DataFrame]:
     """Numbers of the held-out blends, lap by lap."""
     laps = pd.read_csv(run / "em" / "laps.csv")
-    paths = sorted((run / "em" / "watch").glob("*_blends.csv"))[: len(laps)]
-    return [pd.read_csv(path).set_index("blend") for path in paths]
+    watch = run / "em" / "watch"
+    return {
+        n: pd.read_csv(watch / f"{n:02d}_blends.csv").set_index("blend")
+        for n in laps["lap"]
+    }
 
 
 def bootstrap(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -58,7 +61,7 @@ def main(before: Path, after: Path, hst: Path, out: Path) -> None:
 
     for label, run in (("HSC", after), ("HST", hst)):
         watch = read_watch(run)
-        for number, lap in enumerate(watch[1:], start=1):
+        for number, lap in list(watch.items())[1:]:
             pair = watch[0].join(lap, rsuffix="_lap").dropna()
             change = (pair["log_score_lap"] - pair["log_score"]).to_numpy()
             value, error = bootstrap(change, rng)

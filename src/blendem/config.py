@@ -344,6 +344,10 @@ class EMConfig(Section):
         lt=1,
         description="part of the blends that EM never sees, to watch it; tier latent",
     )
+    watch_every: PositiveInt = Field(
+        1,
+        description="laps from one look at the held-out blends to the next; the last one counts",
+    )
     pixels_out: float = Field(
         0.2, gt=0, lt=1, description="part of their pixels that is predicted"
     )

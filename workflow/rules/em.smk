@@ -1,7 +1,14 @@
 # EM, unrolled over laps, so that the graph stays acyclic and more laps plan only the new ones.
 
 EM = CONFIG.em.model_dump(
-    exclude={"laps", "max_chi2", "pixels_out", "start", "start_iterations"}
+    exclude={
+        "laps",
+        "max_chi2",
+        "pixels_out",
+        "start",
+        "start_iterations",
+        "watch_every",
+    }
 )
 # What EM learns from and is watched with does not depend on how it learns.
 HELD_OUT = CONFIG.em.model_dump(include={"held_out", "pixels_out"})
@@ -155,7 +162,10 @@ else:
         script:
             "../scripts/em_watch.py"
 
-    EM_LAPS = [f"{lap:02d}" for lap in range(LAPS + 1)]
+    EM_LAPS = [
+        f"{lap:02d}"
+        for lap in sorted({*range(0, LAPS + 1, CONFIG.em.watch_every), LAPS})
+    ]
 
     rule em_table:
         input:
