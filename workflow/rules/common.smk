@@ -17,6 +17,7 @@ from blendem.config import (
 from blendem.io.headers import read_header
 from blendem.io.shipped import shipped_prior
 from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
+from blendem.provenance import file_sha256
 from blendem.survey.instruments import INSTRUMENTS
 
 # A default that the user's file does not mention must not leak in from the default file.

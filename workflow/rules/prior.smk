@@ -4,6 +4,9 @@ STAMPS = expand(f"{OUT}/stamps/{{chunk}}.npy", chunk=range(CONFIG.stamps.chunks)
 # A denoiser is trained unless there is one already.
 # A prior whose basis and moments are taken.
 GIVEN = CONFIG.prior.start or CONFIG.prior.basis
+# A given prior counts by its content: one that is copied or made again, byte for byte, makes
+# nothing else anew.
+GIVEN_SHA256 = file_sha256(GIVEN) if GIVEN else None
 TRAINED = (
     CONFIG.prior.tier != "gaussian"
     and START_TIER in (None, "gaussian")
@@ -21,7 +24,7 @@ rule fit_basis:
             "io/priors",
         ),
         stamps=[] if GIVEN else STAMPS,
-        start=GIVEN or [],
+        start=ancient(GIVEN) if GIVEN else [],
     output:
         basis=BASIS,
     log:
@@ -36,6 +39,7 @@ rule fit_basis:
         frame=CONFIG.frame.model_dump(),
         instrument=INSTRUMENT,
         reference_band=CONFIG.infer.reference_band,
+        given_sha256=GIVEN_SHA256,
     script:
         "../scripts/fit_basis.py"
 
@@ -58,7 +62,7 @@ if CONFIG.em.start == "simulations":
             ),
             basis=BASIS,
             stamps=STAMPS if TRAINED else [],
-            start=CONFIG.prior.start or [],
+            start=ancient(CONFIG.prior.start) if CONFIG.prior.start else [],
         output:
             prior=f"{OUT}/prior/00.eqx",
             curve=f"{OUT}/prior/00.csv",
@@ -74,6 +78,7 @@ if CONFIG.em.start == "simulations":
             seed=CONFIG.seed,
             prior=CONFIG.prior.model_dump(exclude={"modes"}),
             reference_band=CONFIG.infer.reference_band,
+            given_sha256=GIVEN_SHA256,
             # Not an output: Snakemake removes those of a job that was cut off.
             checkpoint=f"{OUT}/checkpoints/train_prior.ckpt",
         script:
