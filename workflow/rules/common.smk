@@ -58,6 +58,8 @@ except (ConfigError, InputError) as error:
 
 FIELDS = list(dict.fromkeys(row.field for row in ROWS))
 CHUNKS = min(CONFIG.chunks, len(FIELDS))
+# Of a job that works on one chunk: all of them together fill the cores.
+CHUNK_THREADS = max(1, (workflow.cores or 1) // CHUNKS)
 SIMULATED = CONFIG.fields is None
 LAPS = CONFIG.em.laps
 # Laps that have an evidence in closed form.

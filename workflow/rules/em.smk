@@ -64,6 +64,7 @@ else:
             f"{OUT}/benchmarks/em_expectation/{{lap}}_{{chunk}}.tsv"
         conda:
             "../../envs/blendem.yaml"
+        threads: CHUNK_THREADS
         params:
             lap=lambda wildcards: int(wildcards.lap),
             em=EM,
@@ -116,6 +117,7 @@ else:
             f"{OUT}/benchmarks/em_split/{{chunk}}.tsv"
         conda:
             "../../envs/blendem.yaml"
+        threads: CHUNK_THREADS
         params:
             infer=CONFIG.infer.model_dump(exclude={"samples", "steps", "corrector"}),
             blends=CONFIG.blends.model_dump(),

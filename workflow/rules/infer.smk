@@ -17,6 +17,7 @@ rule extract_blends:
         f"{OUT}/benchmarks/extract_blends/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    threads: CHUNK_THREADS
     params:
         rows=lambda wildcards: rows_of(wildcards.chunk),
         blends=CONFIG.blends.model_dump(),
@@ -39,6 +40,7 @@ rule compute_statistics:
         f"{OUT}/benchmarks/compute_statistics/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    threads: CHUNK_THREADS
     params:
         infer=CONFIG.infer.model_dump(exclude={"samples", "steps", "corrector"}),
         blends=CONFIG.blends.model_dump(),
@@ -74,6 +76,7 @@ rule sample_posterior:
         f"{OUT}/benchmarks/sample_posterior/{{chunk}}.tsv"
     conda:
         "../../envs/blendem.yaml"
+    threads: CHUNK_THREADS
     params:
         seed=CONFIG.seed,
         infer=CONFIG.infer.model_dump(include={"samples", "steps", "corrector"}),
@@ -116,6 +119,7 @@ for number in range(CHUNKS):
             f"{OUT}/benchmarks/measure/{number}.tsv"
         conda:
             "../../envs/blendem.yaml"
+        threads: CHUNK_THREADS
         params:
             rows=rows_of(number),
             infer=CONFIG.infer.model_dump(),
@@ -146,6 +150,7 @@ for number in range(CHUNKS):
             f"{OUT}/benchmarks/fit_map/{number}.tsv"
         conda:
             "../../envs/blendem.yaml"
+        threads: CHUNK_THREADS
         params:
             rows=rows_of(number),
             map=CONFIG.map.model_dump(),
