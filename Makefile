@@ -21,6 +21,8 @@ export JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS := 0.5
 export MPLBACKEND := Agg
 # Threads of BLAS that wait would take the cores from XLA: they cost a third of the speed.
 export OPENBLAS_NUM_THREADS := 1
+# Chunks share a GPU if there is one: none of them takes all of its memory.
+export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
