@@ -14,7 +14,13 @@ from blendem.io.products import read_h5
 from blendem.logs import configure_logging
 from blendem.measure.em import nearest_ratio
 from blendem.prior.mixture_fit import mean_log_density
-from blendem.prior.refit import RefitSettings, broaden, fit_rows, refit
+from blendem.prior.refit import (
+    RefitSettings,
+    broaden,
+    fit_rows,
+    refit,
+    scatter_jitter,
+)
 from blendem.rng import stage_rng
 
 LOG = logging.getLogger(__name__)
@@ -53,24 +59,30 @@ def main(
     )
     rng = stage_rng(seed, "em_maximization", lap)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}
-    prior, score = refit(prior, taught, settings, rng, first=read_prior(first)[0])
+    scatter = scatter_jitter(prior, taught, settings)
+    prior, score = refit(
+        prior, taught, settings, rng, first=read_prior(first)[0], scatter=scatter
+    )
     counts |= {
+        "scatter_jitter": scatter,
         "draws": len(taught.z),
         "log_density": score,
         "expectation_seconds": sum(attrs["seconds"] for _, attrs in parts),
         "maximization_seconds": time.perf_counter() - start,
     }
     if len(unseen.z):
-        counts |= _memory(prior, taught, unseen, settings, rng)
+        counts |= _memory(prior, taught, unseen, settings, rng, scatter)
     LOG.info("lap %d: %s", lap, counts)
     laps = [*card.get("laps", []), {"lap": lap} | counts]
     write_prior(output, prior, card | {"lap": lap, "laps": laps})
 
 
-def _memory(prior, taught, unseen, settings, rng) -> dict[str, float]:
+def _memory(prior, taught, unseen, settings, rng, scatter) -> dict[str, float]:
     """Galaxies that were taught against those that were not, under the new prior."""
     few = settings._replace(rows=MEMORY_ROWS)
-    known, new = (fit_rows(prior, rows, few, rng)[0] for rows in (taught, unseen))
+    known, new = (
+        fit_rows(prior, rows, few, rng, scatter)[0] for rows in (taught, unseen)
+    )
     key = jax.random.key(rng.integers(2**31))
     n = prior.n_modes
     draws = np.asarray(prior.mixture.sample(MEMORY_ROWS, key=key))

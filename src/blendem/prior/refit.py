@@ -21,6 +21,7 @@ from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
 
 PORTION = 4096  # draws of a prior that are made at once
+OPEN = 16  # coordinates in which the prior is to stay
 
 
 class Galaxies(Protocol):
@@ -110,20 +111,65 @@ def broaden(prior: LatentPrior, variance: float) -> LatentPrior:
     )
 
 
+def scatter_jitter(
+    prior: LatentPrior, draws: Galaxies, settings: RefitSettings
+) -> float:
+    """Part of the errors of amplitudes that scales the scatter of draws too, 0 to 1.
+
+    Where data say nothing, draws are the prior's, and the next prior must be the same there.
+    Galaxies of the prior have amplitudes with the errors of the jitter, draws of blends have those
+    of their fluxes. If scatter and amplitude of the prior go together (it is a scale that
+    both have), the scatter of draws lacks the jitter, and all of it belongs to it; if they do
+    not, the scatter has it already, and would grow lap by lap. Which of both a mixture is, the
+    second moments about an empty stamp tell, of the coordinates in which the means of draws
+    vary least.
+    """
+    jitter = settings.amplitude_jitter
+    if jitter == 0 or len(draws.z) == 0:
+        return 0.0
+    d = prior.n_modes
+    z, center = (
+        whiten(prior.gaussian, np.asarray(x, float))[:, :d]
+        for x in (draws.z, draws.center)
+    )
+    dark = whiten(prior.gaussian, empty_stamp(prior.basis)[None])[0, :d]
+    n = np.bincount(draws.galaxy, minlength=len(center))
+    weight = 1 / np.maximum(n[draws.galaxy], 1) / len(center)  # galaxies count alike
+    known = n > 1
+    scatter = z - center[draws.galaxy]
+    unbiased = (n / np.maximum(n - 1, 1))[draws.galaxy] * weight
+    within = unbiased @ scatter**2
+    # The mean of n draws scatters itself.
+    noise = within * np.mean(1 / np.maximum(n[known], 1))
+    between = np.maximum(np.mean((center - dark) ** 2, axis=0) - noise, 0)
+    mixture = prior.mixture
+    offset = np.asarray(mixture.centers, float)[:, :d] - dark
+    total = np.diagonal(np.asarray(mixture.covariances), axis1=1, axis2=2)[:, :d]
+    total = np.asarray(mixture.weights, float) @ (total + offset**2)
+    second = np.exp(2 * jitter**2)  # moment of the errors
+    wanted = (total - second * between) / within
+    # Where draws are mostly scatter. The median, since a few galaxies make up the moments.
+    is_open = np.argsort(between / within)[:OPEN]
+    wanted = np.clip(np.median(wanted[is_open]), 1, second)
+    return float(np.sqrt(np.log(wanted) / (2 * jitter**2)))
+
+
 def fit_rows(
     prior: LatentPrior,
     draws: Galaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
+    scatter: float = 0.0,
 ) -> tuple[Float[np.ndarray, "row latent"], Float[np.ndarray, "row fine"]]:
     """Random draws, turned and with errors of their amplitudes, as `refit` uses them.
 
-    The error scales a galaxy's posterior mean, not the scatter about it: what the data leave
-    open is the prior's own, and would grow lap by lap. The mean of n draws scatters itself
-    by 1/n of the variance; the draws are drawn towards it so that the variance is kept.
+    The error scales a galaxy's posterior mean, and a part of it (`scatter_jitter`) the scatter
+    about it. The mean of n draws scatters itself by 1/n of the variance; the draws are
+    drawn towards it so that the variance is kept.
     """
     n = np.maximum(np.bincount(draws.galaxy, minlength=len(draws.center)), 1)
-    second = np.exp(2 * settings.amplitude_jitter**2)  # moment of the errors
+    # Moment of the errors, over that of the errors of the scatter.
+    second = np.exp(2 * settings.amplitude_jitter**2 * (1 - scatter**2))
     keep = np.maximum(1 - second / n, 0) / np.maximum(1 - 1 / n, 0.5)
     rows = rng.integers(0, len(draws.z), settings.rows)
     galaxy, turns = draws.galaxy[rows], Turns(prior.gaussian)
@@ -131,8 +177,8 @@ def fit_rows(
     # As in the training of the first prior: catalogs know amplitudes with this error.
     jitter = settings.amplitude_jitter * rng.standard_normal(len(rows))
     chosen = turns.dark + np.exp(jitter)[:, None] * (center - turns.dark)
-    scatter = np.asarray(draws.z, float)[rows] - center
-    chosen += np.sqrt(keep)[galaxy, None] * scatter
+    about = np.asarray(draws.z, float)[rows] - center
+    chosen += (np.sqrt(keep)[galaxy] * np.exp(scatter * jitter))[:, None] * about
     if settings.symmetric:
         chosen = turns(chosen, rng.integers(0, N_SYMMETRIES, len(rows)))
     known = np.asarray(draws.log_amplitude, float)[galaxy] - jitter
@@ -162,6 +208,7 @@ def refit(
     rng: np.random.Generator,
     components: int | None = None,
     first: LatentPrior | None = None,
+    scatter: float = 0.0,
 ) -> tuple[LatentPrior, float]:
     """Fit the mixture and the variances of the fine coordinates to draws of galaxies.
 
@@ -172,6 +219,7 @@ def refit(
         rng: Chooses rows and symmetries.
         components: Of a mixture that is fitted from its beginning, without that of `prior`.
         first: Prior that counts for `settings.keep` galaxies; None: there is none.
+        scatter: Part of the jitter that scales the scatter of draws (`scatter_jitter`).
 
     Returns:
         The prior, and the mean log density of the rows before the last iteration, up to a
@@ -190,7 +238,7 @@ def refit(
     galaxies = len(draws.center) + kept
     n = round(settings.rows * kept / galaxies)
     few = settings._replace(rows=settings.rows - n)
-    e, fine = fit_rows(prior, draws, few, rng)
+    e, fine = fit_rows(prior, draws, few, rng, scatter)
     if n:
         more = _prior_rows(first, n, rng)
         e, fine = np.concatenate([e, more[0]]), np.concatenate([fine, more[1]])
