@@ -38,6 +38,7 @@ from blendem.prior.refit import (
     first_prior,
     fit_rows,
     refit,
+    scatter_jitter,
 )
 
 D, LATENT = 3, 2
@@ -292,3 +293,33 @@ def test_log_density_of_a_mixture(rng):
     assert mean_log_density(mixture, e) == pytest.approx(
         exact + np.log(2 * np.pi), abs=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("variance", "expected"),
+    # A prior as broad as the scatter of draws without data has the jitter already; one that is
+    # exp(2 s^2) times as broad has all of it in its scales; between them sqrt(ln v / 2 s^2).
+    [(0.5, 0.0), (1.5, 0.75), (5.0, 1.0)],
+)
+def test_what_data_leave_open_keeps_its_variance(variance, expected, rng):
+    gaussian = GaussianPrior.standard(make_basis(rng))
+    dark = empty_stamp(gaussian.basis)[:LATENT]
+    mixture = MixturePrior.of([1.0], dark[None], variance * np.eye(LATENT)[None])
+    prior = LatentPrior(gaussian, mixture, fine=np.ones((1, D - LATENT)))
+    n, galaxies = 8, 4000
+    z = rng.standard_normal((galaxies, n, D))
+    z[..., :LATENT] += dark
+    draws = GalaxyDraws(
+        z.reshape(-1, D),
+        np.repeat(np.arange(galaxies), n),
+        z.mean(axis=1),
+        np.zeros(galaxies),
+    )
+    settings = SETTINGS._replace(amplitude_jitter=0.6, rows=60000)
+    scatter = scatter_jitter(prior, draws, settings)
+    # A variance of 32000 draws is right to 0.8 %.
+    np.testing.assert_allclose(scatter, expected, atol=0.01 if expected else 0.1)
+    if 0 < expected < 1:
+        rows = fit_rows(prior, draws, settings, rng, scatter)[0]
+        # Errors are log-normal: 2 %.
+        np.testing.assert_allclose(np.mean((rows - dark) ** 2), variance, rtol=0.04)
