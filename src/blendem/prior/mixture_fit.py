@@ -33,9 +33,10 @@ def fit_mixture(
     unit flux are a mixture of scales: there is no random start.
 
     With `shrink` the covariances are those of highest posterior density under an inverse
-    Wishart prior about `scale x shape`, the scale of the component and one shape for all
-    (a scale mixture, as galaxies are to first order). A component of few galaxies would else
-    exclude all that they do not span.
+    Wishart prior about those of the start, changed as all components together change
+    (`_common_change`); without a start about `scale x shape`, the scale of the component and
+    one shape for all (a scale mixture, as galaxies are to first order). A component of few
+    galaxies would else exclude all that they do not span.
 
     Args:
         e: Whitened coordinates.
@@ -44,7 +45,7 @@ def fit_mixture(
         watch: Called after every iteration with its number, the mean log density of the rows
             before it, up to a constant, and the mixture after it.
         start: Mixture to begin with, of `components` components.
-        shrink: Weight of the common shape [rows].
+        shrink: Weight of what all components have in common [rows].
         scaling: Number of first coordinates that scale with the galaxy, None: all; of the others
             (the brightness) all components share a variance.
 
@@ -60,10 +61,13 @@ def fit_mixture(
             " stamps.n or lower prior.components"
         )
     if start is None:
+        previous = jnp.tile(jnp.eye(e.shape[1]), (components, 1, 1))
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
-        state = _maximise(e, jax.nn.one_hot(shell, components), shrink, scaling)
+        first = jax.nn.one_hot(shell, components)
+        state = _maximise(e, first, shrink, scaling, previous)
     else:
+        previous = jnp.asarray(start.covariances, jnp.float32)
         state = _state(start)
     for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
@@ -71,7 +75,7 @@ def fit_mixture(
             raise FloatingPointError(
                 "the mixture of Gaussians diverged; look for stamps that are not finite"
             )
-        state = _maximise(e, responsibility, shrink, scaling)
+        state = _maximise(e, responsibility, shrink, scaling, previous)
         if watch is not None:
             watch(number, float(score), _mixture(state))
     return _mixture(state)
@@ -156,7 +160,7 @@ def _expect(e, weights, centers, lower):
 
 
 @partial(jax.jit, static_argnames="scaling")
-def _maximise(e, responsibility, shrink, scaling):
+def _maximise(e, responsibility, shrink, scaling, previous):
     """Weights, centres and lower factors of the covariances."""
     number = jnp.sum(responsibility, axis=0) + MINIMUM
     centers = (responsibility.T @ e) / number[:, None]
@@ -170,23 +174,58 @@ def _maximise(e, responsibility, shrink, scaling):
 
     own = jax.lax.map(covariance, (responsibility.T, centers, number))
     part = (shrink / (number + shrink))[:, None, None]
-    covariances = (1 - part) * own + part * _pooled(weights, own, scaling)
+    covariances = (1 - part) * own + part * _common_change(
+        weights, own, previous, scaling
+    )
     return weights, centers, jax.lax.map(jnp.linalg.cholesky, covariances)
 
 
-def _pooled(weights, covariances, scaling):
-    """The common shape, with the trace of each component, `(component, latent, latent)`.
+def _common_change(weights, covariances, previous, scaling):
+    """Previous covariances, changed as those of all components together change.
+
+    The mean shapes of old and new components (of trace 1) give one symmetric map, the optimal
+    transport between them, which takes each previous covariance along; its trace is that of
+    the new one. If nothing changes, nothing is changed: one shape for all instead would take
+    from fine modes, lap by lap, what compact galaxies have of them.
 
     A brightness does not scale with the galaxy: the spread that it has in compact components,
-    times the trace of extended ones, would be several deviations of the training set.
+    times the trace of extended ones, would be several deviations of the training set. Its
+    variances are multiplied by one factor.
 
     Traces, not likelihoods, set the scales: a compact component varies most where extended
     ones do not, and a scale fitted to that would inflate it lap by lap.
     """
-    modes = covariances[:, :scaling, :scaling]
-    trace = jnp.trace(modes, axis1=1, axis2=2)
-    shape = jnp.einsum("c,cij->ij", weights / trace, modes)
-    rest = jnp.einsum("c,cij->ij", weights, covariances[:, scaling:, scaling:])
-    pooled = jnp.zeros_like(covariances)
-    pooled = pooled.at[:, :scaling, :scaling].set(trace[:, None, None] * shape[None])
-    return pooled.at[:, scaling:, scaling:].set(rest[None])
+
+    def trace(c):
+        return jnp.trace(c[:, :scaling, :scaling], axis1=1, axis2=2)
+
+    def shape(c):
+        return jnp.einsum("c,cij->ij", weights / trace(c), c[:, :scaling, :scaling])
+
+    def rest(c):
+        return weights @ jnp.diagonal(c, axis1=1, axis2=2)[:, scaling:]
+
+    size = covariances.shape[1]
+    change = jnp.zeros((size, size), covariances.dtype)
+    change = change.at[:scaling, :scaling].set(
+        _transport(shape(previous), shape(covariances))
+    )
+    more = jnp.arange(scaling, size)
+    change = change.at[more, more].set(jnp.sqrt(rest(covariances) / rest(previous)))
+    moved = change[None] @ previous @ change[None]
+    scale = jnp.ones((len(weights), size), covariances.dtype)
+    own = jnp.sqrt(trace(covariances) / trace(moved))
+    scale = scale.at[:, :scaling].set(own[:, None])
+    return scale[:, :, None] * moved * scale[:, None, :]
+
+
+def _transport(old, new):
+    """The symmetric positive matrix M with `M old M = new`."""
+
+    def power(matrix, exponent):
+        values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
+        values = jnp.maximum(values, 1e-7 * values[-1])
+        return (vectors * (values**exponent)[None]) @ vectors.T
+
+    root, back = power(old, 0.5), power(old, -0.5)
+    return back @ power(root @ new @ root, 0.5) @ back
