@@ -322,8 +322,14 @@ class EMConfig(Section):
     )
     shrink: NonNegativeFloat = Field(
         30.0,
-        description="weight of the shape that all components have in common in the covariance"
-        " of each [galaxies]; tier latent",
+        description="weight of what all components have in common in the covariance of each"
+        " [galaxies]; tier latent",
+    )
+    common: Literal["shape", "change"] = Field(
+        "shape",
+        description="what they have in common: one shape, which mends a wrong start soon and"
+        " takes variance from fine modes lap by lap; or their change since the lap before,"
+        " which leaves a right start as it is (docs/em.md); tier latent",
     )
     keep: NonNegativeFloat = Field(
         100.0,

@@ -56,6 +56,7 @@ def main(
         amplitude_jitter=amplitude_jitter,
         keep=config.keep,
         relax=config.relax,
+        about_start=config.common == "change",
     )
     rng = stage_rng(seed, "em_maximization", lap)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}

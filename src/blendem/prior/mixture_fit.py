@@ -26,6 +26,7 @@ def fit_mixture(
     start: MixturePrior | None = None,
     shrink: float = 0.0,
     scaling: int | None = None,
+    about_start: bool = False,
 ) -> MixturePrior:
     """Fit full covariances by EM (Dempster, Laird & Rubin 1977).
 
@@ -33,10 +34,10 @@ def fit_mixture(
     unit flux are a mixture of scales: there is no random start.
 
     With `shrink` the covariances are those of highest posterior density under an inverse
-    Wishart prior about those of the start, changed as all components together change
-    (`_common_change`); without a start about `scale x shape`, the scale of the component and
-    one shape for all (a scale mixture, as galaxies are to first order). A component of few
-    galaxies would else exclude all that they do not span.
+    Wishart prior about `scale x shape`, the scale of the component and one shape for all
+    (a scale mixture, as galaxies are to first order); or, with `about_start`, about those
+    of the start, changed as all components together change (`_common_change`). A component
+    of few galaxies would else exclude all that they do not span.
 
     Args:
         e: Whitened coordinates.
@@ -48,6 +49,7 @@ def fit_mixture(
         shrink: Weight of what all components have in common [rows].
         scaling: Number of first coordinates that scale with the galaxy, None: all; of the others
             (the brightness) all components share a variance.
+        about_start: What they have in common is the change since `start`.
 
     Raises:
         ValueError: If there are fewer rows than components.
@@ -60,15 +62,17 @@ def fit_mixture(
             f"{len(e)} galaxies cannot carry a mixture of {components} components; raise"
             " stamps.n or lower prior.components"
         )
+    # From round components all go to one shape.
+    previous = jnp.tile(jnp.eye(e.shape[1], dtype=e.dtype), (components, 1, 1))
     if start is None:
-        previous = jnp.tile(jnp.eye(e.shape[1]), (components, 1, 1))
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
         first = jax.nn.one_hot(shell, components)
         state = _maximise(e, first, shrink, scaling, previous)
     else:
-        previous = jnp.asarray(start.covariances, jnp.float32)
         state = _state(start)
+        if about_start:
+            previous = jnp.asarray(start.covariances, jnp.float32)
     for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
         if not np.isfinite(float(score)):

@@ -41,8 +41,9 @@ class RefitSettings(NamedTuple):
             first prior (`keep`) included.
         iterations: Of the fit.
         symmetric: Turn the draws: galaxies have no preferred direction.
-        shrink: Weight of the common shape of all components in the covariance of each
+        shrink: Weight of what all components have in common in the covariance of each
             [galaxies].
+        about_start: This is their change since the prior before, not one shape.
         amplitude_jitter: Standard deviation of ln(amplitude) about the true ones: what the
             fields' amplitudes may be wrong by.
         keep: Galaxies that the first prior counts for.
@@ -56,6 +57,7 @@ class RefitSettings(NamedTuple):
     amplitude_jitter: float = 0.6
     keep: float = 100.0
     relax: float = 1.0
+    about_start: bool = False
 
 
 class Turns:
@@ -252,6 +254,7 @@ def refit(
         start=prior.mixture if components is None else None,
         shrink=settings.shrink * settings.rows / galaxies,
         scaling=prior.n_modes,
+        about_start=settings.about_start,
     )
     variances = None if fine.shape[1] == 0 else fine_variances(mixture, e, fine)
     if components is None and settings.relax != 1:
