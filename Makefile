@@ -38,8 +38,8 @@ help:
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
 	@echo 'smoke      the smallest runs through every rule: results/smoke/, results/smoke_em/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
-	@echo 'em         what EM repairs: simulated blends, a wrong first prior, a day: results/em/'
-	@echo 'em-repair  the part of it that starts from wrong and right simulations: two hours; the others are'
+	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
+	@echo 'em-repair  the part of it that starts from wrong and right simulations: an hour; the others are'
 	@echo '           em-starts, em-seeds and em-contaminated'
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
@@ -127,7 +127,7 @@ calibration: $(STAMP)
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
 
 # EM on simulated blends: from a wrong prior, from the right one, from the blends alone, with other
-# seeds, beside undetected galaxies. A day on two cores; every line of it can be
+# seeds, beside undetected galaxies. Hours on two cores; every line of it can be
 # made alone.
 EM_PARTS := checked.json fields truth blends statistics em/split prior/basis.eqx
 EM_SEEDS := 22 23
