@@ -317,6 +317,8 @@ def test_what_data_leave_open_keeps_its_variance(variance, expected, rng):
     )
     settings = SETTINGS._replace(amplitude_jitter=0.6, rows=60000)
     scatter = scatter_jitter(prior, draws, settings)
+    single = draws._replace(z=draws.center, galaxy=np.arange(galaxies))
+    assert scatter_jitter(prior, single, settings) == 0  # nothing is known of it
     # A variance of 32000 draws is right to 0.8 %.
     np.testing.assert_allclose(scatter, expected, atol=0.01 if expected else 0.1)
     if 0 < expected < 1:

@@ -127,7 +127,9 @@ def scatter_jitter(
     vary least.
     """
     jitter = settings.amplitude_jitter
-    if jitter == 0 or len(draws.z) == 0:
+    n = np.bincount(draws.galaxy, minlength=len(draws.center))
+    known = n > 1
+    if jitter == 0 or not known.any():  # single draws have no scatter
         return 0.0
     d = prior.n_modes
     z, center = (
@@ -135,12 +137,10 @@ def scatter_jitter(
         for x in (draws.z, draws.center)
     )
     dark = whiten(prior.gaussian, empty_stamp(prior.basis)[None])[0, :d]
-    n = np.bincount(draws.galaxy, minlength=len(center))
     weight = 1 / np.maximum(n[draws.galaxy], 1) / len(center)  # galaxies count alike
-    known = n > 1
     scatter = z - center[draws.galaxy]
     unbiased = (n / np.maximum(n - 1, 1))[draws.galaxy] * weight
-    within = unbiased @ scatter**2
+    within = np.maximum(unbiased @ scatter**2, 1e-12)
     # The mean of n draws scatters itself.
     noise = within * np.mean(1 / np.maximum(n[known], 1))
     between = np.maximum(np.mean((center - dark) ** 2, axis=0) - noise, 0)
