@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from astropy.table import Table
+from em import read_laps
 
 from blendem.io.products import read_h5
 
@@ -33,13 +34,10 @@ def read_blends(run: Path) -> pd.DataFrame:
 
 
 def read_watch(run: Path) -> dict[int, pd.DataFrame]:
-    """Numbers of the held-out blends, lap by lap."""
-    laps = pd.read_csv(run / "em" / "laps.csv")
-    watch = run / "em" / "watch"
-    return {
-        n: pd.read_csv(watch / f"{n:02d}_blends.csv").set_index("blend")
-        for n in laps["lap"]
-    }
+    """Numbers of the held-out blends, by lap."""
+    laps, scores = read_laps(run)
+    tables = (table.set_index("blend") for table in scores)
+    return dict(zip(laps["lap"], tables, strict=True))
 
 
 def bootstrap(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

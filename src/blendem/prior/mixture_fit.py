@@ -62,8 +62,10 @@ def fit_mixture(
             f"{len(e)} galaxies cannot carry a mixture of {components} components; raise"
             " stamps.n or lower prior.components"
         )
-    # From round components all go to one shape.
-    previous = jnp.tile(jnp.eye(e.shape[1], dtype=e.dtype), (components, 1, 1))
+    if about_start and start is not None:
+        previous = jnp.asarray(start.covariances, jnp.float32)
+    else:  # from round components all go to one shape
+        previous = jnp.tile(jnp.eye(e.shape[1], dtype=e.dtype), (components, 1, 1))
     if start is None:
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
@@ -71,8 +73,6 @@ def fit_mixture(
         state = _maximise(e, first, shrink, scaling, previous)
     else:
         state = _state(start)
-        if about_start:
-            previous = jnp.asarray(start.covariances, jnp.float32)
     for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
         if not np.isfinite(float(score)):

@@ -137,12 +137,12 @@ def scatter_jitter(
         for x in (draws.z, draws.center)
     )
     dark = whiten(prior.gaussian, empty_stamp(prior.basis)[None])[0, :d]
-    weight = 1 / np.maximum(n[draws.galaxy], 1) / len(center)  # galaxies count alike
     scatter = z - center[draws.galaxy]
-    unbiased = (n / np.maximum(n - 1, 1))[draws.galaxy] * weight
-    within = np.maximum(unbiased @ scatter**2, 1e-12)
+    # Unbiased variance of each galaxy; galaxies count alike.
+    weight = (1 / np.maximum(n - 1, 1))[draws.galaxy] / len(center)
+    within = np.maximum(weight @ scatter**2, 1e-12)
     # The mean of n draws scatters itself.
-    noise = within * np.mean(1 / np.maximum(n[known], 1))
+    noise = within * np.mean(1 / n[known])
     between = np.maximum(np.mean((center - dark) ** 2, axis=0) - noise, 0)
     mixture = prior.mixture
     offset = np.asarray(mixture.centers, float)[:, :d] - dark
