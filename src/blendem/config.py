@@ -325,11 +325,12 @@ class EMConfig(Section):
         description="weight of what all components have in common in the covariance of each"
         " [galaxies]; tier latent",
     )
-    common: Literal["shape", "change"] = Field(
-        "shape",
+    common: Literal["auto", "shape", "change"] = Field(
+        "auto",
         description="what they have in common: one shape, which mends a wrong start soon and"
-        " takes variance from fine modes lap by lap; or their change since the lap before,"
-        " which leaves a right start as it is (docs/em.md); tier latent",
+        " takes variance from fine modes lap by lap; their change since the lap before,"
+        " which leaves a right start as it is; or, by how badly the prior fits, between"
+        " both (docs/em.md); tier latent",
     )
     keep: NonNegativeFloat = Field(
         100.0,

@@ -14,7 +14,7 @@ from blendem.inference.em import (
     gaussian_galaxies,
     is_held_out,
     join,
-    of_unit_flux,
+    of_mean_flux,
     sound,
 )
 from blendem.inference.posterior import BlendStatistics, posterior
@@ -38,7 +38,6 @@ from blendem.prior.refit import (
     first_prior,
     fit_rows,
     refit,
-    scatter_jitter,
 )
 
 D, LATENT = 3, 2
@@ -79,7 +78,7 @@ def make_blends(prior, n, rng, key):
 
 def lap(prior, blends, number, rng):
     names = [f"a/{i}" for i in range(len(blends))]
-    draws = draw_galaxies(blends, names, prior, 8, 16, None, f"em/{number}", 3)
+    draws = draw_galaxies(blends, names, prior, 8, 16, f"em/{number}", 3)
     assert draws.failed == 0 and draws.diverged == 0
     assert draws.z.shape == (16 * len(blends), D)
     return refit(prior, draws, SETTINGS, rng)[0]
@@ -121,7 +120,7 @@ def test_draws_that_are_not_sound_are_left_out(rng, key):
     prior = make_prior(rng)
     blends, _ = make_blends(prior, 2, rng, key)
     blends[0] = blends[0]._replace(H=np.full_like(blends[0].H, np.nan))
-    draws = draw_galaxies(blends, ["a/0", "a/1"], prior, 4, 8, None, "x", 1)
+    draws = draw_galaxies(blends, ["a/0", "a/1"], prior, 4, 8, "x", 1)
     assert draws.failed == 1 and len(draws.center) == 2 and len(draws.z) == 8
     mean = draws.z[draws.galaxy == 1].mean(axis=0)
     np.testing.assert_allclose(draws.center[1], mean, atol=1e-5)
@@ -135,6 +134,10 @@ def test_a_first_prior_comes_from_the_blends_alone(rng, key):
     mean = posterior(blends[0], gaussian).mean.reshape(2, D)
     np.testing.assert_allclose(first.z, mean, atol=1e-6)
     np.testing.assert_allclose(first.center, mean, atol=1e-6)
+    mended, more = of_mean_flux(gaussian, mean, 0)
+    first = gaussian_galaxies(blends[0], gaussian, 0, 0, rng)
+    np.testing.assert_allclose(first.center, mended, atol=1e-6)
+    np.testing.assert_allclose(first.log_amplitude, more)
     draws = join((gaussian_galaxies(b, gaussian, 4, None, rng) for b in blends), D)
     assert draws.z.shape == (4 * len(z), D) and draws.center.shape == z.shape
     settings = SETTINGS._replace(iterations=30, shrink=5.0)
@@ -149,27 +152,55 @@ def test_a_first_prior_comes_from_the_blends_alone(rng, key):
     np.testing.assert_allclose(found.brightness, [0, 1], atol=0.15)
 
 
-def test_draws_are_relative_to_the_fluxes_that_they_have(rng):
+def test_first_galaxies_are_relative_to_the_fluxes_that_they_have(rng):
     basis = make_basis(rng)
     scale = 0.8 / basis.mean[0].sum()
     parts = lambda b: (b.mean, b.modes)  # noqa: E731
     basis = eqx.tree_at(parts, basis, [scale * x for x in parts(basis)])
-    z = 0.5 * rng.normal(size=(4, 2, D))
-    z[:, 1] += 1e3
-    center = z.mean(axis=0)
-    found, log_flux = of_unit_flux(basis, center, 0)
-    flux = np.asarray(basis.decode(center))[:, 0].sum(axis=(1, 2))
+    prior = GaussianPrior(basis, np.array([0.3, 0.0, -0.2]), np.eye(D))
+    z = 0.5 * rng.normal(size=(2, D))
+    z[1] += 1e3
+    found, log_ratio = of_mean_flux(prior, z, 0)
+    flux = np.asarray(basis.decode(z))[:, 0].sum(axis=(1, 2)) / prior.mean_flux(0)
+    mean = np.asarray(basis.decode(prior.mean[None]))[0, 0].sum()
+    assert prior.mean_flux(0) == pytest.approx(mean, rel=1e-5)
     assert 1 / MOST_MENDED < flux[0] < MOST_MENDED < np.abs(flux[1])
     expected = np.array([flux[0], 1.0])
-    np.testing.assert_allclose(np.exp(log_flux), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(log_ratio), expected, rtol=1e-5)
     dark = empty_stamp(basis)
     scaled = dark + expected[:, None] * (found - dark)
-    np.testing.assert_allclose(scaled, center, atol=1e-4 * np.abs(center).max())
-    # The scatter about it stays.
-    draws = GalaxyDraws.of(z, np.zeros(2), basis, 0)
-    np.testing.assert_allclose(draws.center, found, rtol=1e-5)
-    scatter = draws.z - draws.center[draws.galaxy]
-    np.testing.assert_allclose(scatter, (z - center).reshape(-1, D), atol=1e-3)
+    np.testing.assert_allclose(scaled, z, atol=1e-4 * np.abs(z).max())
+
+
+def test_an_error_of_the_amplitude_moves_no_light(rng, key):
+    """Draws are relative to amplitudes with errors; what the data show is the same."""
+    # The mean stamp is in the span of the modes, as in a basis that is fitted.
+    basis = make_basis(rng)
+    mean = np.asarray(basis.decode(np.array([[3.0, 2.0, 1.0]])))[0] - basis.mean
+    basis = eqx.tree_at(lambda b: b.mean, basis, mean)
+    prior = LatentPrior(
+        GaussianPrior.standard(basis),
+        MixturePrior.of([0.5, 0.5], np.array([[-1.0, 0.0], [1.0, 0.5]]), np.ones(2)),
+        fine=np.ones((2, D - LATENT)),
+    )
+    blends, _ = make_blends(prior, 60, rng, key)
+    precise = [s._replace(H=1e4 * s.H, b=1e4 * s.b, r2=1e4 * s.r2) for s in blends]
+    names = [f"a/{i}" for i in range(len(blends))]
+    found = {
+        jitter: draw_galaxies(precise, names, prior, 4, 16, "em/1", 3, jitter)
+        for jitter in (0.0, 0.6)
+    }
+    plain, other = found[0.0], found[0.6]
+    np.testing.assert_array_equal(plain.log_amplitude, 0)
+    assert np.std(other.log_amplitude) == pytest.approx(0.6, rel=0.2)
+    dark = empty_stamp(basis)
+    factor = np.exp(other.log_amplitude)[:, None]
+    np.testing.assert_allclose(
+        dark + factor * (other.center - dark), plain.center, atol=0.05
+    )
+    # A new lap has new errors.
+    again = draw_galaxies(precise, names, prior, 4, 16, "em/2", 3, 0.6)
+    assert not np.isclose(again.log_amplitude, other.log_amplitude).any()
 
 
 def test_refit_keeps_the_errors_of_amplitudes(rng):
@@ -192,7 +223,7 @@ def test_what_the_data_leave_open_does_not_grow(rng, n):
     prior = make_prior(rng)
     dark = empty_stamp(prior.basis)
     z = dark + rng.normal(size=(n, 3000, D))
-    draws = GalaxyDraws.of(z, np.zeros(3000), prior.basis, None)
+    draws = GalaxyDraws.of(z, np.zeros(3000))
     settings = SETTINGS._replace(amplitude_jitter=0.6, rows=40000)
     rows, fine = fit_rows(prior, draws, settings, rng)
     assert np.var(rows - dark[:LATENT]) == pytest.approx(1, abs=0.04)
@@ -293,35 +324,3 @@ def test_log_density_of_a_mixture(rng):
     assert mean_log_density(mixture, e) == pytest.approx(
         exact + np.log(2 * np.pi), abs=1e-4
     )
-
-
-@pytest.mark.parametrize(
-    ("variance", "expected"),
-    # A prior as broad as the scatter of draws without data has the jitter already; one that is
-    # exp(2 s^2) times as broad has all of it in its scales; between them sqrt(ln v / 2 s^2).
-    [(0.5, 0.0), (1.5, 0.75), (5.0, 1.0)],
-)
-def test_what_data_leave_open_keeps_its_variance(variance, expected, rng):
-    gaussian = GaussianPrior.standard(make_basis(rng))
-    dark = empty_stamp(gaussian.basis)[:LATENT]
-    mixture = MixturePrior.of([1.0], dark[None], variance * np.eye(LATENT)[None])
-    prior = LatentPrior(gaussian, mixture, fine=np.ones((1, D - LATENT)))
-    n, galaxies = 8, 4000
-    z = rng.standard_normal((galaxies, n, D))
-    z[..., :LATENT] += dark
-    draws = GalaxyDraws(
-        z.reshape(-1, D),
-        np.repeat(np.arange(galaxies), n),
-        z.mean(axis=1),
-        np.zeros(galaxies),
-    )
-    settings = SETTINGS._replace(amplitude_jitter=0.6, rows=60000)
-    scatter = scatter_jitter(prior, draws, settings)
-    single = draws._replace(z=draws.center, galaxy=np.arange(galaxies))
-    assert scatter_jitter(prior, single, settings) == 0  # nothing is known of it
-    # A variance of 32000 draws is right to 0.8 %.
-    np.testing.assert_allclose(scatter, expected, atol=0.01 if expected else 0.1)
-    if 0 < expected < 1:
-        rows = fit_rows(prior, draws, settings, rng, scatter)[0]
-        # Errors are log-normal: 2 %.
-        np.testing.assert_allclose(np.mean((rows - dark) ** 2), variance, rtol=0.04)

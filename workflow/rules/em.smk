@@ -50,6 +50,7 @@ else:
                 "inference/em",
                 "inference/labels",
                 "inference/likelihood",
+                "inference/rescale",
                 "inference/sampler",
                 "prior/refit",
             ),
@@ -68,7 +69,7 @@ else:
         params:
             lap=lambda wildcards: int(wildcards.lap),
             em=EM,
-            reference_band=CONFIG.infer.reference_band,
+            amplitude_jitter=CONFIG.prior.amplitude_jitter,
             seed=CONFIG.seed,
         script:
             "../scripts/em_expectation.py"
@@ -97,7 +98,6 @@ else:
         params:
             lap=lambda wildcards: int(wildcards.lap),
             em=EM,
-            amplitude_jitter=CONFIG.prior.amplitude_jitter,
             seed=CONFIG.seed,
         script:
             "../scripts/em_maximization.py"

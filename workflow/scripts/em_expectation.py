@@ -25,7 +25,7 @@ def main(
     output: Path,
     lap: int,
     config: EMConfig,
-    reference_band: str,
+    amplitude_jitter: float,
     seed: int,
 ) -> None:
     """Draws that are not sound are left out and counted.
@@ -37,7 +37,6 @@ def main(
     model, _ = read_prior(prior)
     if lap == 1:
         model = broaden(model, config.broaden)
-    reference = model.basis.bands.index(reference_band)
     data = read_blends(blends)
     names = data.names
     use = read_h5(statistics, only=("in_em",))[0]["in_em"]
@@ -57,9 +56,9 @@ def main(
                     model,
                     config.draws,
                     config.steps,
-                    reference,
                     f"em/{lap}",
                     seed,
+                    amplitude_jitter,
                 )
             )
         draws = join(parts, len(model.mean))
@@ -86,6 +85,6 @@ if "snakemake" in globals():
         Path(snakemake.output.draws),
         snakemake.params.lap,
         EMConfig(**snakemake.params.em),
-        snakemake.params.reference_band,
+        snakemake.params.amplitude_jitter,
         snakemake.params.seed,
     )

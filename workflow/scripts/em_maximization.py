@@ -18,8 +18,9 @@ from blendem.prior.refit import (
     RefitSettings,
     broaden,
     fit_rows,
+    mend_weight,
+    misfit,
     refit,
-    scatter_jitter,
 )
 from blendem.rng import stage_rng
 
@@ -35,7 +36,6 @@ def main(
     output: Path,
     lap: int,
     config: EMConfig,
-    amplitude_jitter: float,
     seed: int,
 ) -> None:
     """The basis and its moments stay; the card says what the draws were."""
@@ -53,37 +53,35 @@ def main(
         iterations=config.iterations,
         symmetric=config.symmetric,
         shrink=config.shrink,
-        amplitude_jitter=amplitude_jitter,
+        amplitude_jitter=0.0,  # the draws have it
         keep=config.keep,
         relax=config.relax,
-        about_start=config.common == "change",
     )
     rng = stage_rng(seed, "em_maximization", lap)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}
-    scatter = scatter_jitter(prior, taught, settings)
-    prior, score = refit(
-        prior, taught, settings, rng, first=read_prior(first)[0], scatter=scatter
-    )
+    found = misfit(prior, taught, settings, stage_rng(seed, "em_misfit", lap))
+    mend = {"auto": mend_weight(found), "shape": 1.0, "change": 0.0}[config.common]
+    settings = settings._replace(mend=mend)
+    prior, score = refit(prior, taught, settings, rng, first=read_prior(first)[0])
     counts |= {
-        "scatter_jitter": scatter,
+        "misfit": found,
+        "mend": mend,
         "draws": len(taught.z),
         "log_density": score,
         "expectation_seconds": sum(attrs["seconds"] for _, attrs in parts),
         "maximization_seconds": time.perf_counter() - start,
     }
     if len(unseen.z):
-        counts |= _memory(prior, taught, unseen, settings, rng, scatter)
+        counts |= _memory(prior, taught, unseen, settings, rng)
     LOG.info("lap %d: %s", lap, counts)
     laps = [*card.get("laps", []), {"lap": lap} | counts]
     write_prior(output, prior, card | {"lap": lap, "laps": laps})
 
 
-def _memory(prior, taught, unseen, settings, rng, scatter) -> dict[str, float]:
+def _memory(prior, taught, unseen, settings, rng) -> dict[str, float]:
     """Galaxies that were taught against those that were not, under the new prior."""
     few = settings._replace(rows=MEMORY_ROWS)
-    known, new = (
-        fit_rows(prior, rows, few, rng, scatter)[0] for rows in (taught, unseen)
-    )
+    known, new = (fit_rows(prior, rows, few, rng)[0] for rows in (taught, unseen))
     key = jax.random.key(rng.integers(2**31))
     n = prior.n_modes
     draws = np.asarray(prior.mixture.sample(MEMORY_ROWS, key=key))
@@ -103,6 +101,5 @@ if "snakemake" in globals():
         Path(snakemake.output.prior),
         snakemake.params.lap,
         EMConfig(**snakemake.params.em),
-        snakemake.params.amplitude_jitter,
         snakemake.params.seed,
     )

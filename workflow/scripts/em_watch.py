@@ -245,8 +245,10 @@ def _against_truth(
     turned = turns(np.repeat(known, TURNED, axis=0), which)
     e, _ = latent_rows(model, turned, np.repeat(amplitude, TURNED))
     mixture, e = whitening.mixture(model.mixture), whitening(e)
-    # The prior itself is one of galaxies of unit flux whose amplitudes have these errors.
-    flux = images[:, basis.bands.index(band)].sum((-2, -1), dtype=float)
+    # The prior itself is one of galaxies whose amplitudes have these errors.
+    reference = basis.bands.index(band)
+    flux = images[:, reference].sum((-2, -1), dtype=float)
+    flux /= model.gaussian.mean_flux(reference)
     unit = np.asarray(basis.encode(images / flux[:, None, None, None]), float)
     jitter = amplitude_jitter * rng.standard_normal(len(which))
     dark = empty_stamp(basis)

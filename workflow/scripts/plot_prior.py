@@ -47,6 +47,8 @@ def main(
             colour_jitter=training.colour_jitter,
             rng=rng,
         )
+        if not isinstance(prior, GaussianPrior):  # as it was trained
+            images *= np.float32(gaussian.mean_flux(space.bands.index(band)))
         rows["training\ngalaxies"] = images
     rows["Gaussian\ndraws"] = prior_images(gaussian, STAMPS, key=key)
     if isinstance(prior, GaussianPrior):

@@ -82,6 +82,9 @@ def main(
             seed=seed,
             where=config.start or config.basis,
         )
+        # Fields give galaxies relative to such amplitudes (`rescale.refine_amplitudes`).
+        reference = gaussian.basis.bands.index(reference_band)
+        galaxies = galaxies.relative_to(1 / gaussian.mean_flux(reference))
         fit = _train_unet if config.tier == "unet" else _train
         prior, history, made = fit(gaussian, galaxies, checkpoint, config, seed)
         card = card | made
@@ -159,7 +162,7 @@ def _train(
     brightness, scale = None, None
     if config.brightness:
         # Catalogs have amplitudes with the errors of the jitter.
-        value = np.log(galaxies.flux)
+        value = np.log(galaxies.amplitude)
         scale = np.array([value.mean(), np.hypot(value.std(), config.amplitude_jitter)])
         brightness = (value - scale[0]) / scale[1]
 

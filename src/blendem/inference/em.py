@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 
 from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import BlendStatistics, posterior
+from blendem.inference.rescale import rescale
 from blendem.inference.sampler import Draws, SamplerSettings, sample
-from blendem.prior.gaussian import Basis, GaussianPrior, empty_stamp
+from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior
 from blendem.prior.symmetry import latent_symmetries, symmetrise_moments
 from blendem.rng import stage_key, stage_rng
@@ -141,23 +142,9 @@ class GalaxyDraws(NamedTuple):
         cls,
         z: Float[np.ndarray, "draw galaxy mode"],
         log_amplitude: Float[np.ndarray, " galaxy"],
-        basis: Basis,
-        reference: int | None,
     ) -> "GalaxyDraws":
-        """Draws of the galaxies of one blend, relative to the fluxes that they have.
-
-        Args:
-            z: Relative to the amplitudes of the statistics.
-            log_amplitude: ln of these.
-            basis: Basis of z.
-            reference: Index of the band of the reference flux; None: the amplitudes are
-                right.
-        """
+        """Draws of the galaxies of one blend, relative to `log_amplitude`."""
         center = z.mean(axis=0)
-        if reference is not None:
-            unit, more = of_unit_flux(basis, center, reference)
-            # What the data leave open is the prior's, and no brighter for a brighter galaxy.
-            z, center, log_amplitude = z - center + unit, unit, log_amplitude + more
         n, galaxies, d = z.shape
         return cls(
             z.reshape(-1, d).astype(np.float32),
@@ -194,7 +181,7 @@ def gaussian_galaxies(
         statistics: Of the blend.
         prior: The Gaussian.
         n_draws: Posterior draws; 0: the posterior mean, which is the closed-form MAP.
-        reference: Index of the band of the reference flux; None: the amplitudes are right.
+        reference: Index of the band whose flux is the amplitude; None: amplitudes are right.
         rng: Of the draws.
     """
     p, d = posterior(statistics, prior), len(prior.mean)
@@ -202,7 +189,12 @@ def gaussian_galaxies(
     galaxy = np.flatnonzero(~np.asarray(statistics.is_star, bool))
     z = w[:, : len(statistics.is_star) * d].reshape(len(w), -1, d)[:, galaxy]
     amplitude = statistics.log_amplitude[galaxy]
-    return GalaxyDraws.of(z, amplitude, prior.basis, reference)
+    if reference is not None:
+        center = z.mean(axis=0)
+        mended, more = of_mean_flux(prior, center, reference)
+        # What the data leave open is the prior's, and no brighter for a brighter galaxy.
+        z, amplitude = z - center + mended, amplitude + more
+    return GalaxyDraws.of(z, amplitude)
 
 
 def draw_galaxies(
@@ -211,15 +203,16 @@ def draw_galaxies(
     prior: LatentPrior,
     n_draws: int,
     steps: int,
-    reference: int | None,
     stage: str,
     seed: int,
+    amplitude_jitter: float = 0.0,
 ) -> GalaxyDraws:
     """E step of the diffusion tier: joint posterior draws, and which of them are sound.
 
     The amplitudes of the statistics come from the same pixels as the draws. A prior of
-    galaxies relative to these would learn their errors, and count the data twice. So draws are
-    given relative to the fluxes that the posterior finds.
+    galaxies relative to these would learn their errors, and count the data twice. So they are
+    taken to have the errors that the first prior was trained with (`with_errors`), anew in
+    every lap. Draws given these amplitudes are what the next prior is to follow, as they are.
 
     Args:
         blends: Statistics of the blends.
@@ -227,10 +220,20 @@ def draw_galaxies(
         prior: What the draws are made with.
         n_draws: Per blend.
         steps: Noise levels.
-        reference: Index of the band of the reference flux; None: the amplitudes are right.
         stage: Names the use of the random numbers.
         seed: Of the run.
+        amplitude_jitter: Standard deviation of ln(amplitude) about the true ones that the
+            prior is made for.
     """
+    blends = [
+        with_errors(
+            one,
+            prior.gaussian,
+            amplitude_jitter,
+            stage_rng(seed, f"{stage}/amplitudes/{name}"),
+        )
+        for one, name in zip(blends, names, strict=True)
+    ]
     likelihoods, kept, failed = [], [], 0
     for i, statistics in enumerate(blends):
         try:
@@ -256,30 +259,49 @@ def draw_galaxies(
         w = complete_draws(blends[i], prior, one.e[good], rng)
         z = w[:, : len(blends[i].is_star) * d].reshape(len(w), -1, d)[:, galaxy]
         amplitude = blends[i].log_amplitude[galaxy]
-        parts.append(GalaxyDraws.of(z, amplitude, prior.basis, reference))
+        parts.append(GalaxyDraws.of(z, amplitude))
     return join(parts, d)._replace(failed=failed, diverged=diverged)
 
 
-def of_unit_flux(
-    basis: Basis, z: Float[np.ndarray, "galaxy mode"], reference: int
-) -> tuple[Float[np.ndarray, "galaxy mode"], Float[np.ndarray, " galaxy"]]:
-    """Give galaxies relative to their reference flux.
+def with_errors(
+    statistics: BlendStatistics,
+    prior: GaussianPrior,
+    jitter: float,
+    rng: np.random.Generator,
+) -> BlendStatistics:
+    """Statistics for amplitudes with errors of our own.
 
     Args:
-        basis: Basis of z.
+        statistics: Of one blend.
+        prior: Has the basis.
+        jitter: Standard deviation of ln(amplitude).
+        rng: Of the errors.
+    """
+    errors = jitter * rng.standard_normal(len(statistics.is_star))
+    return rescale(statistics, np.exp(-errors), empty_stamp(prior.basis))
+
+
+def of_mean_flux(
+    prior: GaussianPrior, z: Float[np.ndarray, "galaxy mode"], reference: int
+) -> tuple[Float[np.ndarray, "galaxy mode"], Float[np.ndarray, " galaxy"]]:
+    """Give galaxies relative to amplitudes with which they have the flux of the prior's mean.
+
+    That is what `rescale.refine_amplitudes` does where data are good.
+
+    Args:
+        prior: What the amplitudes were refined with.
         z: Galaxies relative to their amplitudes.
-        reference: Index of the band.
+        reference: Index of the band whose flux is the amplitude.
 
     Returns:
-        The galaxies, and ln of their fluxes; those whose flux is far from their amplitude
-        are as they were, and have 0.
+        The galaxies, and ln of the factors of the amplitudes; those whose flux is far from
+        that are as they were, and have 0.
     """
-    flux = np.sum(basis.modes[:, reference], axis=(1, 2), dtype=float)
-    total = np.sum(basis.mean[reference], dtype=float) + z @ flux
-    known = (total > 1 / MOST_MENDED) & (total < MOST_MENDED)
-    mended = np.where(known, total, 1.0)
-    dark = empty_stamp(basis)
-    return dark + (z - dark) / mended[:, None], np.log(mended)
+    ratio = prior.basis.flux(z, reference) / prior.mean_flux(reference)
+    known = (ratio > 1 / MOST_MENDED) & (ratio < MOST_MENDED)
+    ratio = np.where(known, ratio, 1.0)
+    dark = empty_stamp(prior.basis)
+    return dark + (z - dark) / ratio[:, None], np.log(ratio)
 
 
 def sound(draws: Draws) -> np.ndarray:

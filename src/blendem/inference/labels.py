@@ -132,7 +132,8 @@ def sweep(
         factor, target: L and h of the likelihood.
         e_t: Noisy state.
         e: Draw of before; where the sweep begins.
-        sigma: Noise of the state.
+        sigma: Noise of the state; infinite: there is none, and the sweep is one of the
+            posterior itself.
         key: Random key.
 
     Returns:

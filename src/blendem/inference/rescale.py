@@ -66,15 +66,13 @@ def refine_amplitudes(
     """
     basis, d = prior.basis, statistics.n_modes
     dark = empty_stamp(basis)
-    light = np.asarray(basis.modes, float)[:, reference].sum((-2, -1))
-    mean = float(np.asarray(basis.mean, float)[reference].sum())
-    expected = mean + float(np.asarray(prior.mean, float) @ light)
+    expected = prior.mean_flux(reference)
     total = np.ones(len(statistics.is_star))
     star = np.asarray(statistics.is_star, bool)
     current = statistics
     for _ in range(iterations):
         z = posterior(current, prior).mean[: len(star) * d].reshape(-1, d)
-        ratio = (mean + z @ light) / expected
+        ratio = basis.flux(z, reference) / expected
         ratio = np.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
         goal = np.where(star, 1.0, np.maximum(total * ratio, minimum))
         current, total = rescale(current, goal / total, dark), goal

@@ -6,7 +6,8 @@ predictor draws `e_0` from the posterior given `e_t` and the data `h = L^T e + n
 Gaussian between `e_t` and `e_0`. How `e_0` is drawn depends on the prior:
 
 - A mixture: one Gibbs sweep over the components of all galaxies and `e_0`, exact up to
-  mixing (`labels`).
+  mixing (`labels`). A few sweeps without the noisy state end it: they leave the posterior as
+  it is, and draw a galaxy that has no neighbour exactly, whatever the levels left.
 - Any denoiser, under moment matching (Rozet et al. 2024, arXiv 2405.13712): the prior given `e_t`
   is taken as N(D, V), with the denoiser's mean and covariance, so that together with the data it
   is Gaussian again: `mean = D + V L C^-1 (h - L^T D)`, `C = 1 + L^T V L`. A draw is one given
@@ -70,6 +71,7 @@ class SamplerSettings(NamedTuple):
         covariance: Of moment matching; "full": with the correlations that the prior knows; "diagonal":
             variances only, which is cheaper and takes directions that the prior has narrow
             for broad ones.
+        sweeps: Gibbs sweeps over labels and coordinates after the last level; "labels" only.
         iterations: Most conjugate-gradient iterations of a solve.
         tolerance: Relative residual at which a solve ends.
     """
@@ -80,6 +82,7 @@ class SamplerSettings(NamedTuple):
     predictor: str = "labels"
     corrector: float = 0.0
     covariance: str = "full"
+    sweeps: int = 8
     iterations: int = 80
     tolerance: float = 1e-2
 
@@ -336,9 +339,17 @@ def _end(prior, factor, target, keys, state, sigma, settings, known, given):
     """Draws of e_0 at the last level."""
 
     def one(factor, target, key, state, known):
-        return _draw_clean(
+        e, notes = _draw_clean(
             prior, factor, target, known, given, state, sigma, settings, key
         )
+        if known is not None:
+            mixture, far = labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
+            for number in range(settings.sweeps):
+                again = jax.random.fold_in(key, number)
+                _, e = labels.sweep(
+                    mixture, known, factor, target, e, e, far, key=again
+                )
+        return e, notes
 
     return _for_each(one, factor, target, keys, state, known)
 

@@ -24,18 +24,23 @@ class Galaxies(NamedTuple):
     """Training stamps with reference flux.
 
     Attributes:
-        images: Of unit reference flux, `(row, band, y, x)`.
-        flux: Their reference flux before, `(row,)`.
+        images: Relative to their amplitudes, `(row, band, y, x)`.
+        amplitude: Reference flux, or a fixed part of it, `(row,)`.
         order: Rows in the order in which they are dealt to training and held-out sets.
         held_out: Number of rows of a held-out set.
         card: Of the stamps, for the model card.
     """
 
     images: Float[np.ndarray, "row band y x"]
-    flux: Float[np.ndarray, " row"]
+    amplitude: Float[np.ndarray, " row"]
     order: Int[np.ndarray, " row"]
     held_out: int
     card: dict[str, Any]
+
+    def relative_to(self, factor: float) -> "Galaxies":
+        """The same relative to amplitudes that are `factor` times these."""
+        images = self.images / np.float32(factor)
+        return self._replace(images=images, amplitude=self.amplitude * factor)
 
 
 def read_galaxies(
@@ -48,7 +53,7 @@ def read_galaxies(
     seed: int,
     where: str | None = None,
 ) -> Galaxies:
-    """Read training stamps and deal them.
+    """Read training stamps and deal them; they have unit reference flux.
 
     Args:
         stamps: Files of `simulate_stamps`.

@@ -59,6 +59,13 @@ class Basis(eqx.Module):
         mean = self.mean.reshape((1,) * (z.ndim - 1) + self.mean.shape)
         return mean + (z @ flat).reshape(*z.shape[:-1], *self.mean.shape)
 
+    def flux(
+        self, z: Float[np.ndarray, "*n mode"], band: int
+    ) -> Float[np.ndarray, "*n"]:
+        """Flux of stamps in a band, from coordinates z."""
+        light = np.asarray(self.modes, float)[:, band].sum((-2, -1))
+        return np.asarray(np.asarray(self.mean, float)[band].sum() + z @ light)
+
 
 def empty_stamp(basis: Basis) -> Float[np.ndarray, " mode"]:
     """Coordinates z of an empty stamp: scaling a galaxy by a is `dark + a (z - dark)`."""
@@ -109,6 +116,10 @@ class GaussianPrior(eqx.Module):
         lower = np.linalg.qr(root.T, mode="r").T
         lower = lower * np.where(np.diag(lower) < 0, -1.0, 1.0)
         return cls(basis, np.asarray(mean), lower)
+
+    def mean_flux(self, band: int) -> float:
+        """Flux of the mean in a band, over the amplitude: `exp(s^2 / 2)` for a jitter s."""
+        return float(self.basis.flux(np.asarray(self.mean, float), band))
 
     @property
     def n_latent(self) -> int:

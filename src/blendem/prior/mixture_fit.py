@@ -26,7 +26,7 @@ def fit_mixture(
     start: MixturePrior | None = None,
     shrink: float = 0.0,
     scaling: int | None = None,
-    about_start: bool = False,
+    mend: float = 1.0,
 ) -> MixturePrior:
     """Fit full covariances by EM (Dempster, Laird & Rubin 1977).
 
@@ -35,7 +35,7 @@ def fit_mixture(
 
     With `shrink` the covariances are those of highest posterior density under an inverse
     Wishart prior about `scale x shape`, the scale of the component and one shape for all
-    (a scale mixture, as galaxies are to first order); or, with `about_start`, about those
+    (a scale mixture, as galaxies are to first order); or, with `mend=0`, about those
     of the start, changed as all components together change (`_common_change`). A component
     of few galaxies would else exclude all that they do not span.
 
@@ -49,7 +49,8 @@ def fit_mixture(
         shrink: Weight of what all components have in common [rows].
         scaling: Number of first coordinates that scale with the galaxy, None: all; of the others
             (the brightness) all components share a variance.
-        about_start: What they have in common is the change since `start`.
+        mend: Weight, 0 to 1, of one shape in what they have in common; the rest is the change
+            since `start`.
 
     Raises:
         ValueError: If there are fewer rows than components.
@@ -62,16 +63,16 @@ def fit_mixture(
             f"{len(e)} galaxies cannot carry a mixture of {components} components; raise"
             " stamps.n or lower prior.components"
         )
-    if about_start and start is not None:
-        previous = jnp.asarray(start.covariances, jnp.float32)
-    else:  # from round components all go to one shape
-        previous = jnp.tile(jnp.eye(e.shape[1], dtype=e.dtype), (components, 1, 1))
+    # From round components all go to one shape.
+    previous = jnp.tile(jnp.eye(e.shape[1], dtype=e.dtype), (components, 1, 1))
     if start is None:
+        mend = 1.0
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
         first = jax.nn.one_hot(shell, components)
-        state = _maximise(e, first, shrink, scaling, previous)
+        state = _maximise(e, first, shrink, scaling, previous, mend)
     else:
+        previous = jnp.asarray(start.covariances, jnp.float32)
         state = _state(start)
     for number in range(1, iterations + 1):
         responsibility, score = _expect(e, *state)
@@ -79,7 +80,7 @@ def fit_mixture(
             raise FloatingPointError(
                 "the mixture of Gaussians diverged; look for stamps that are not finite"
             )
-        state = _maximise(e, responsibility, shrink, scaling, previous)
+        state = _maximise(e, responsibility, shrink, scaling, previous, mend)
         if watch is not None:
             watch(number, float(score), _mixture(state))
     return _mixture(state)
@@ -164,7 +165,7 @@ def _expect(e, weights, centers, lower):
 
 
 @partial(jax.jit, static_argnames="scaling")
-def _maximise(e, responsibility, shrink, scaling, previous):
+def _maximise(e, responsibility, shrink, scaling, previous, mend):
     """Weights, centres and lower factors of the covariances."""
     number = jnp.sum(responsibility, axis=0) + MINIMUM
     centers = (responsibility.T @ e) / number[:, None]
@@ -178,9 +179,12 @@ def _maximise(e, responsibility, shrink, scaling, previous):
 
     own = jax.lax.map(covariance, (responsibility.T, centers, number))
     part = (shrink / (number + shrink))[:, None, None]
-    covariances = (1 - part) * own + part * _common_change(
-        weights, own, previous, scaling
+    round_ones = jnp.broadcast_to(jnp.eye(e.shape[1], dtype=e.dtype), own.shape)
+    shape, change = (
+        _common_change(weights, own, old, scaling) for old in (round_ones, previous)
     )
+    common = mend * shape + (1 - mend) * change
+    covariances = (1 - part) * own + part * common
     return weights, centers, jax.lax.map(jnp.linalg.cholesky, covariances)
 
 

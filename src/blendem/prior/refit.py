@@ -16,12 +16,17 @@ from jaxtyping import Float, Int
 from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior, fine_variances
 from blendem.prior.mixture import MixturePrior
-from blendem.prior.mixture_fit import beyond, fit_mixture, longer
+from blendem.prior.mixture_fit import (
+    beyond,
+    fit_mixture,
+    longer,
+    mean_log_density,
+)
 from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
 
+MISFIT = (4.0, 12.0)  # nat per galaxy: a right prior, a wrong one
 PORTION = 4096  # draws of a prior that are made at once
-OPEN = 16  # coordinates in which the prior is to stay
 
 
 class Galaxies(Protocol):
@@ -43,7 +48,8 @@ class RefitSettings(NamedTuple):
         symmetric: Turn the draws: galaxies have no preferred direction.
         shrink: Weight of what all components have in common in the covariance of each
             [galaxies].
-        about_start: This is their change since the prior before, not one shape.
+        mend: Weight, 0 to 1, of one shape in that; the rest is the change of all since the
+            prior before.
         amplitude_jitter: Standard deviation of ln(amplitude) about the true ones: what the
             fields' amplitudes may be wrong by.
         keep: Galaxies that the first prior counts for.
@@ -57,7 +63,7 @@ class RefitSettings(NamedTuple):
     amplitude_jitter: float = 0.6
     keep: float = 100.0
     relax: float = 1.0
-    about_start: bool = False
+    mend: float = 1.0
 
 
 class Turns:
@@ -113,65 +119,19 @@ def broaden(prior: LatentPrior, variance: float) -> LatentPrior:
     )
 
 
-def scatter_jitter(
-    prior: LatentPrior, draws: Galaxies, settings: RefitSettings
-) -> float:
-    """Part of the errors of amplitudes that scales the scatter of draws too, 0 to 1.
-
-    Where data say nothing, draws are the prior's, and the next prior must be the same there.
-    Galaxies of the prior have amplitudes with the errors of the jitter, draws of blends have those
-    of their fluxes. If scatter and amplitude of the prior go together (it is a scale that
-    both have), the scatter of draws lacks the jitter, and all of it belongs to it; if they do
-    not, the scatter has it already, and would grow lap by lap. Which of both a mixture is, the
-    second moments about an empty stamp tell, of the coordinates in which the means of draws
-    vary least.
-    """
-    jitter = settings.amplitude_jitter
-    n = np.bincount(draws.galaxy, minlength=len(draws.center))
-    known = n > 1
-    if jitter == 0 or not known.any():  # single draws have no scatter
-        return 0.0
-    d = prior.n_modes
-    z, center = (
-        whiten(prior.gaussian, np.asarray(x, float))[:, :d]
-        for x in (draws.z, draws.center)
-    )
-    dark = whiten(prior.gaussian, empty_stamp(prior.basis)[None])[0, :d]
-    scatter = z - center[draws.galaxy]
-    # Unbiased variance of each galaxy; galaxies count alike.
-    weight = (1 / np.maximum(n - 1, 1))[draws.galaxy] / len(center)
-    within = np.maximum(weight @ scatter**2, 1e-12)
-    # The mean of n draws scatters itself.
-    noise = within * np.mean(1 / n[known])
-    between = np.maximum(np.mean((center - dark) ** 2, axis=0) - noise, 0)
-    mixture = prior.mixture
-    offset = np.asarray(mixture.centers, float)[:, :d] - dark
-    total = np.diagonal(np.asarray(mixture.covariances), axis1=1, axis2=2)[:, :d]
-    total = np.asarray(mixture.weights, float) @ (total + offset**2)
-    second = np.exp(2 * jitter**2)  # moment of the errors
-    wanted = (total - second * between) / within
-    # Where draws are mostly scatter. The median, since a few galaxies make up the moments.
-    is_open = np.argsort(between / within)[:OPEN]
-    wanted = np.clip(np.median(wanted[is_open]), 1, second)
-    return float(np.sqrt(np.log(wanted) / (2 * jitter**2)))
-
-
 def fit_rows(
     prior: LatentPrior,
     draws: Galaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
-    scatter: float = 0.0,
 ) -> tuple[Float[np.ndarray, "row latent"], Float[np.ndarray, "row fine"]]:
     """Random draws, turned and with errors of their amplitudes, as `refit` uses them.
 
-    The error scales a galaxy's posterior mean, and a part of it (`scatter_jitter`) the scatter
-    about it. The mean of n draws scatters itself by 1/n of the variance; the draws are
-    drawn towards it so that the variance is kept.
+    The error scales a galaxy's posterior mean. The mean of n draws scatters itself by 1/n of
+    the variance; the draws are drawn towards it so that the variance is kept.
     """
     n = np.maximum(np.bincount(draws.galaxy, minlength=len(draws.center)), 1)
-    # Moment of the errors, over that of the errors of the scatter.
-    second = np.exp(2 * settings.amplitude_jitter**2 * (1 - scatter**2))
+    second = np.exp(2 * settings.amplitude_jitter**2)  # moment of the errors
     keep = np.maximum(1 - second / n, 0) / np.maximum(1 - 1 / n, 0.5)
     rows = rng.integers(0, len(draws.z), settings.rows)
     galaxy, turns = draws.galaxy[rows], Turns(prior.gaussian)
@@ -180,11 +140,41 @@ def fit_rows(
     jitter = settings.amplitude_jitter * rng.standard_normal(len(rows))
     chosen = turns.dark + np.exp(jitter)[:, None] * (center - turns.dark)
     about = np.asarray(draws.z, float)[rows] - center
-    chosen += (np.sqrt(keep)[galaxy] * np.exp(scatter * jitter))[:, None] * about
+    chosen += np.sqrt(keep)[galaxy][:, None] * about
     if settings.symmetric:
         chosen = turns(chosen, rng.integers(0, N_SYMMETRIES, len(rows)))
     known = np.asarray(draws.log_amplitude, float)[galaxy] - jitter
     return latent_rows(prior, chosen, known)
+
+
+def misfit(
+    prior: LatentPrior,
+    draws: Galaxies,
+    settings: RefitSettings,
+    rng: np.random.Generator,
+) -> float:
+    """How much less likely galaxies are under a prior than its own draws are [nat per galaxy].
+
+    Where the prior is right, posterior draws of many galaxies follow it, and this is 0. It is
+    seen in what data constrain; elsewhere draws are the prior's.
+
+    Args:
+        prior: What they were drawn with.
+        draws: Of all galaxies.
+        settings: Number of rows.
+        rng: Chooses rows and draws of the prior.
+    """
+    # As they were drawn: a mixture of few galaxies is not quite the same after a turn.
+    as_drawn = settings._replace(symmetric=False)
+    e, _ = fit_rows(prior, draws, as_drawn, rng)
+    own, _ = _prior_rows(prior, len(e), rng)
+    found, expected = (mean_log_density(prior.mixture, x) for x in (e, own))
+    return expected - found
+
+
+def mend_weight(misfit: float) -> float:
+    """Weight of one shape for all components (`RefitSettings.mend`)."""
+    return float(np.clip((misfit - MISFIT[0]) / (MISFIT[1] - MISFIT[0]), 0.0, 1.0))
 
 
 def _prior_rows(prior, n, rng):
@@ -210,7 +200,6 @@ def refit(
     rng: np.random.Generator,
     components: int | None = None,
     first: LatentPrior | None = None,
-    scatter: float = 0.0,
 ) -> tuple[LatentPrior, float]:
     """Fit the mixture and the variances of the fine coordinates to draws of galaxies.
 
@@ -221,7 +210,6 @@ def refit(
         rng: Chooses rows and symmetries.
         components: Of a mixture that is fitted from its beginning, without that of `prior`.
         first: Prior that counts for `settings.keep` galaxies; None: there is none.
-        scatter: Part of the jitter that scales the scatter of draws (`scatter_jitter`).
 
     Returns:
         The prior, and the mean log density of the rows before the last iteration, up to a
@@ -240,7 +228,7 @@ def refit(
     galaxies = len(draws.center) + kept
     n = round(settings.rows * kept / galaxies)
     few = settings._replace(rows=settings.rows - n)
-    e, fine = fit_rows(prior, draws, few, rng, scatter)
+    e, fine = fit_rows(prior, draws, few, rng)
     if n:
         more = _prior_rows(first, n, rng)
         e, fine = np.concatenate([e, more[0]]), np.concatenate([fine, more[1]])
@@ -254,7 +242,7 @@ def refit(
         start=prior.mixture if components is None else None,
         shrink=settings.shrink * settings.rows / galaxies,
         scaling=prior.n_modes,
-        about_start=settings.about_start,
+        mend=settings.mend,
     )
     variances = None if fine.shape[1] == 0 else fine_variances(mixture, e, fine)
     if components is None and settings.relax != 1:
