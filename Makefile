@@ -27,7 +27,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -38,6 +38,7 @@ help:
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
 	@echo 'smoke      the smallest runs through every rule: results/smoke/, results/smoke_em/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
+	@echo 'calibration-peers  the same blends by scarlet2, profiles and score MAP, after calibration'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
 	@echo 'em-repair  the part of it that starts from wrong and right simulations: an hour; the others are'
 	@echo '           em-starts, em-seeds and em-contaminated'
@@ -206,6 +207,21 @@ $(PEERS_STAMP): | $(STAMP)
 	@$(BIN)/uv pip install -q --python $(PEERS)/bin/python --require-hashes -r $(PEERS_LOCK)
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+# 100 blends of `make calibration` by scarlet2, Sersic profiles and score MAP too: 40 minutes.
+FITTED := results/calibration_latent/peers
+
+calibration-peers: $(PEERS_STAMP)
+	@if [ ! -e results/calibration/summary.json ]; then \
+	  echo 'error: no results/calibration/summary.json: run make calibration first'; exit 1; fi
+	$(PEERS)/bin/python benchmarks/peer_scarlet2.py results/calibration_latent
+	$(BIN)/python benchmarks/score_map_of_run.py results/calibration_latent \
+	  --prior results/calibration_latent/prior/00.eqx --only $(FITTED)/scarlet2.h5
+	$(BIN)/python benchmarks/profiles_of_run.py results/calibration_latent --only $(FITTED)/scarlet2.h5
+	$(BIN)/python benchmarks/compare_methods.py results/calibration_latent \
+	  --method latent=results/calibration_latent --method gaussian=results/calibration_gaussian \
+	  --method score_map=$(FITTED)/score_map.h5 --method profiles=$(FITTED)/profiles.h5 \
+	  --method scarlet2=$(FITTED)/scarlet2.h5
 
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent

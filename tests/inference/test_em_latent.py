@@ -37,6 +37,8 @@ from blendem.prior.refit import (
     broaden,
     first_prior,
     fit_rows,
+    mend_weight,
+    misfit,
     refit,
 )
 
@@ -324,3 +326,21 @@ def test_log_density_of_a_mixture(rng):
     assert mean_log_density(mixture, e) == pytest.approx(
         exact + np.log(2 * np.pi), abs=1e-4
     )
+
+
+def test_a_wrong_prior_is_told_from_a_right_one(rng, key):
+    """By the galaxies that it finds: those of the right one follow it."""
+    right = make_prior(rng)
+    blends, _ = make_blends(right, 200, rng, key)
+    names = [f"a/{i}" for i in range(len(blends))]
+    wrong = make_prior(rng, ((-0.3, 0.4), (0.3, -0.4)), 0.05)
+    wrong = LatentPrior(right.gaussian, wrong.mixture, fine=right.fine)
+    found = {}
+    for name, prior in (("right", right), ("wrong", wrong)):
+        draws = draw_galaxies(blends, names, prior, 4, 16, "em/1", 3)
+        found[name] = misfit(prior, draws, SETTINGS, rng)
+    # A log density of 2 coordinates scatters by 1; 400 galaxies, and a prior known by as many rows.
+    assert abs(found["right"]) < 0.3
+    assert found["wrong"] > 2
+    assert mend_weight(0.3) == mend_weight(-5) == 0 and mend_weight(50) == 1
+    assert 0 < mend_weight(8.0) < 1

@@ -285,3 +285,6 @@ def test_components_change_as_all_do(rng):
     found = fit_mixture(e, 2, 2, start=start, shrink=1e8)
     one = np.asarray(found.covariances)[0]
     np.testing.assert_allclose(one[0, 0], one[2, 2], rtol=0.05)
+    half = fit_mixture(e, 2, 1, start=start, shrink=1e8, mend=0.5)
+    between = 0.5 * (one + expected[0])
+    np.testing.assert_allclose(half.covariances[0], between, rtol=0.1, atol=0.1)
