@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,34 +13,23 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from tests.workflow.command import ROOT, snakemake
 
-ROOT = Path(__file__).parents[2]
 KILLS = 3
 # Without the cache of compiled programs, or the second run would be faster than the first.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
 
 
-def command(folder: Path, run: str) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / "snakemake"),
-        "--snakefile",
-        str(ROOT / "Snakefile"),
-        "--directory",
-        str(folder),
-        "--cores",
-        "2",
-        "--rerun-incomplete",
-        "--configfile",
-        str(ROOT / f"config/{run}.yaml"),
-        "--config",
-        f"run={run}",
-    ]
+def command(folder: Path, run: str, *options: str) -> list[str]:
+    config = ROOT / f"config/{run}.yaml"
+    more = ("--rerun-incomplete", *options, "--config", f"run={run}")
+    return snakemake(folder, config, *more)
 
 
 def finish(folder: Path, run: str) -> float:
     """Run to the end; seconds it took."""
     subprocess.run(
-        [*command(folder, run)[:-2], "--unlock", *command(folder, run)[-2:]],
+        command(folder, run, "--unlock"),
         check=True,
         capture_output=True,
         env=ENVIRONMENT,

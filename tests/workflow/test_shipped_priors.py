@@ -2,38 +2,25 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.workflow.command import ROOT, snakemake
 
 from blendem.io.priors import read_prior
 from blendem.io.ship import LARGEST, ship
 from blendem.io.table import InputError
 from blendem.plot.inputs import prior_images
 
-ROOT = Path(__file__).parents[2]
 PRIORS = sorted((ROOT / "priors").glob("*.eqx"))
 
 
 def plan_of(folder: Path, settings: dict) -> str:
-    (folder / "run.yaml").write_text(json.dumps(settings))
+    config = folder / "run.yaml"
+    config.write_text(json.dumps(settings))
     done = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "snakemake"),
-            "--snakefile",
-            str(ROOT / "Snakefile"),
-            "--directory",
-            str(folder),
-            "--cores",
-            "1",
-            "--dry-run",
-            "--configfile",
-            str(folder / "run.yaml"),
-        ],
-        capture_output=True,
-        text=True,
+        snakemake(folder, config, "--dry-run"), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -29,7 +29,7 @@ MISFIT = (4.0, 12.0)  # nat per galaxy: a right prior, a wrong one
 PORTION = 4096  # draws of a prior that are made at once
 
 
-class Galaxies(Protocol):
+class DrawnGalaxies(Protocol):
     """What the M step needs of draws of galaxies; see `inference.em.GalaxyDraws`."""
 
     z: Float[np.ndarray, "row mode"]
@@ -121,7 +121,7 @@ def broaden(prior: LatentPrior, variance: float) -> LatentPrior:
 
 def fit_rows(
     prior: LatentPrior,
-    draws: Galaxies,
+    draws: DrawnGalaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "row latent"], Float[np.ndarray, "row fine"]]:
@@ -149,7 +149,7 @@ def fit_rows(
 
 def misfit(
     prior: LatentPrior,
-    draws: Galaxies,
+    draws: DrawnGalaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
 ) -> float:
@@ -195,7 +195,7 @@ def _prior_rows(prior, n, rng):
 
 def refit(
     prior: LatentPrior,
-    draws: Galaxies,
+    draws: DrawnGalaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
     components: int | None = None,
@@ -259,7 +259,7 @@ def first_prior(
     gaussian: GaussianPrior,
     n_modes: int,
     components: int,
-    draws: Galaxies,
+    draws: DrawnGalaxies,
     settings: RefitSettings,
     rng: np.random.Generator,
     brightness: bool = True,

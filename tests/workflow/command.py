@@ -1,0 +1,14 @@
+"""The workflow as a command, in a folder of its own."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def snakemake(folder: Path, configfile: Path, *options: str) -> list[str]:
+    """Arguments of a run whose results go to `folder`; `options` come last."""
+    program = Path(sys.executable).parent / "snakemake"
+    words = [program, "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    words += ["--cores", 2, "--configfile", configfile, *options]
+    return [str(word) for word in words]
