@@ -27,7 +27,10 @@ def test_galaxies_have_unit_flux_and_everyone_is_dealt_once(tmp_path, rng):
     found = read_galaxies(paths, basis, "i", 0.0, held_out=(0.1, 2), seed=1)
     kept = np.delete(stamps, 3, axis=0).astype(float)
     flux = kept[:, 1].sum((-2, -1))
-    np.testing.assert_allclose(found.flux, flux, rtol=1e-6)
+    np.testing.assert_allclose(found.amplitude, flux, rtol=1e-6)
+    other = found.relative_to(0.8)
+    np.testing.assert_allclose(other.amplitude, 0.8 * flux, rtol=1e-6)
+    np.testing.assert_allclose(other.images, found.images / 0.8, rtol=1e-5)
     # Float32 images.
     np.testing.assert_allclose(found.images, kept / flux[:, None, None, None], 1e-5)
     assert sorted(found.order) == list(range(39))
