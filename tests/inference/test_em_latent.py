@@ -249,6 +249,8 @@ def test_the_first_prior_counts_for_some_galaxies(rng):
 def test_no_galaxy_is_an_error(rng):
     with pytest.raises(ValueError, match="no galaxy to learn from"):
         refit(make_prior(rng), GalaxyDraws.empty(D), SETTINGS, rng)
+    with pytest.raises(ValueError, match="no galaxy to learn from"):
+        misfit(make_prior(rng), GalaxyDraws.empty(D), SETTINGS, rng)
 
 
 def test_blends_are_held_out_by_name():

@@ -147,6 +147,15 @@ def fit_rows(
     return latent_rows(prior, chosen, known)
 
 
+def _check_some(draws):
+    if len(draws.z) == 0:
+        raise ValueError(
+            "EM has no galaxy to learn from: every source is a star or flagged, or no blend"
+            " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
+            " set em.laps to 0."
+        )
+
+
 def misfit(
     prior: LatentPrior,
     draws: DrawnGalaxies,
@@ -163,7 +172,11 @@ def misfit(
         draws: Of all galaxies.
         settings: Number of rows.
         rng: Chooses rows and draws of the prior.
+
+    Raises:
+        ValueError: If there are no draws.
     """
+    _check_some(draws)
     # As they were drawn: a mixture of few galaxies is not quite the same after a turn.
     as_drawn = settings._replace(symmetric=False)
     e, _ = fit_rows(prior, draws, as_drawn, rng)
@@ -218,12 +231,7 @@ def refit(
     Raises:
         ValueError: If there are no draws, or fewer than components.
     """
-    if len(draws.z) == 0:
-        raise ValueError(
-            "EM has no galaxy to learn from: every source is a star or flagged, or no blend"
-            " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
-            " set em.laps to 0."
-        )
+    _check_some(draws)
     kept = 0.0 if first is None else settings.keep
     galaxies = len(draws.center) + kept
     n = round(settings.rows * kept / galaxies)
