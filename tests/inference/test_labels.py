@@ -85,6 +85,58 @@ def test_a_sweep_keeps_exact_draws_exact(rng, key):
     np.testing.assert_allclose(flat.var(axis=0) / sd**2, 1, atol=0.05)
 
 
+@pytest.mark.parametrize("galaxies, shift", [(2, 1), (3, 2)])
+def test_an_exchange_keeps_the_posterior(galaxies, shift, rng, key):
+    """Draws of the exact posterior stay such, and galaxies do change places."""
+    prior = MixturePrior.of([0.3, 0.7], [[-1.2, 0.3], [0.8, -0.2]], [0.1, 0.3])
+    A = np.kron(np.ones((1, galaxies)), np.eye(2)) + 0.3 * rng.normal(
+        size=(2, 2 * galaxies)
+    )
+    likelihood = likelihood_of(A, np.array([0.5, -0.3]), galaxies)
+    exact = exact_posterior(prior, likelihood.factor, likelihood.target)
+    n = 20000
+    before = exact.draw(n, rng)
+    factor, target = jnp.asarray(likelihood.factor), jnp.asarray(likelihood.target)
+    after = labels.exchange(factor, target, jnp.asarray(before), shift, key=key)
+    after = np.asarray(after)
+    moved = (after != before).any(axis=(1, 2)).mean()
+    assert 0.3 < moved < 1 if galaxies == 2 else moved > 0.3
+    np.testing.assert_allclose(
+        np.sort(after[..., 0], axis=1), np.sort(before[..., 0], axis=1)
+    )
+    np.testing.assert_allclose(
+        exact.mode_weights(after), exact.weights, atol=5 * 0.5 / n**0.5
+    )
+    sd = np.sqrt(np.diag(exact.covariance))
+    flat = after.reshape(n, -1)
+    assert np.abs((flat.mean(axis=0) - exact.mean) / sd).max() < 5 / n**0.5
+    np.testing.assert_allclose(flat.var(axis=0) / sd**2, 1, atol=0.06)
+
+
+def test_galaxies_that_data_tell_apart_stay(rng, key):
+    likelihood = likelihood_of(30 * np.eye(4), np.array([-30.0, 9, 30, -9]), 2)
+    e = jnp.linalg.solve(
+        jnp.asarray(likelihood.factor).T, jnp.asarray(likelihood.target)
+    ).reshape(1, 2, 2)
+    after = labels.exchange(
+        jnp.asarray(likelihood.factor), jnp.asarray(likelihood.target), e, 1, key=key
+    )
+    np.testing.assert_array_equal(after, e)
+
+
+def test_three_separated_galaxies_change_places(rng, key):
+    """The sum at S/N 10, all else at 0.3: two labels must change at once."""
+    prior = MixturePrior.of(
+        [0.2, 0.3, 0.5], [[-2.0, 0.0], [1.0, 1.7], [1.0, -1.7]], np.full(3, 0.1)
+    )
+    A = np.kron(0.3 * np.eye(3) + (10 - 0.3) / 3, np.eye(2))
+    truth = np.asarray(prior.centers, float)[[0, 1, 2]].ravel()
+    likelihood = likelihood_of(A, A @ truth + rng.normal(size=len(A)), 3)
+    exact = exact_posterior(prior, likelihood.factor, likelihood.target)
+    weights = exact.mode_weights(draws_of(prior, likelihood, key))
+    assert 0.5 * np.abs(weights - exact.weights).sum() < 0.06
+
+
 def test_a_galaxy_without_neighbours_is_drawn_exactly(rng, key):
     """However few levels there are: sweeps without the noisy state end the process."""
     prior = MixturePrior.of(

@@ -182,6 +182,52 @@ def sweep(
     return labels.T, e.swapaxes(0, 1)
 
 
+def exchange(
+    factor: Float[Array, "latent rank"],
+    target: Float[Array, " rank"],
+    e: Float[Array, "draw galaxy mode"],
+    shift: int,
+    *,
+    key: PRNGKeyArray,
+) -> Float[Array, "draw galaxy mode"]:
+    """Let galaxies change places with one another, where the data allow it.
+
+    Two galaxies that the data hardly tell apart have each other's labels as a second mode, and
+    one galaxy after the other never gets there: what is between fits no data. Each galaxy k
+    proposes to exchange its coordinates with galaxy `k + shift` (Metropolis et al. 1953). All
+    have the same prior, so the likelihood alone accepts, and the posterior stays as it is.
+
+    Args:
+        factor, target: L and h of the likelihood.
+        e: Draws of the posterior.
+        shift: Distance of the two in the list of galaxies.
+        key: Random key.
+
+    Returns:
+        Coordinates.
+    """
+    draws, galaxies, d = e.shape
+    blocks = factor.reshape(galaxies, d, -1)
+    first = jnp.arange(galaxies)
+    uniform = jax.random.uniform(key, (galaxies, draws), e.dtype)
+
+    def one(carry, inputs):
+        residual, e = carry
+        k, other, log_u = inputs
+        step = e[:, other] - e[:, k]
+        change = step @ (blocks[k] - blocks[other])
+        gain = jnp.sum(change * (residual - 0.5 * change), axis=1)
+        accepted = (log_u < gain)[:, None]
+        step = jnp.where(accepted, step, 0)
+        residual = jnp.where(accepted, residual - change, residual)
+        return (residual, e.at[:, k].add(step).at[:, other].add(-step)), None
+
+    residual = target[None] - e.reshape(draws, -1) @ factor
+    inputs = (first, (first + shift) % galaxies, jnp.log(uniform))
+    (_, e), _ = jax.lax.scan(one, (residual, e), inputs)
+    return e
+
+
 def _categorical(key, log_p):
     """Draw of one category per row: one random number each, not one per category."""
     up_to = jnp.cumsum(jax.nn.softmax(log_p, axis=1), axis=1)

@@ -344,11 +344,16 @@ def _end(prior, factor, target, keys, state, sigma, settings, known, given):
         )
         if known is not None:
             mixture, far = labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
+            galaxies = e.shape[1]
             for number in range(settings.sweeps):
                 again = jax.random.fold_in(key, number)
                 _, e = labels.sweep(
                     mixture, known, factor, target, e, e, far, key=again
                 )
+                if galaxies > 1:
+                    shift = 1 + number % (galaxies - 1)
+                    again = jax.random.fold_in(again, 1)
+                    e = labels.exchange(factor, target, e, shift, key=again)
         return e, notes
 
     return _for_each(one, factor, target, keys, state, known)
