@@ -413,7 +413,7 @@ class InferConfig(Section):
 
     samples: int = Field(64, ge=2, description="posterior draws per blend")
     steps: PositiveInt = Field(
-        32, description="noise levels of the reverse process; diffusion tiers"
+        20, description="noise levels of the reverse process; diffusion tiers"
     )
     corrector: float = Field(
         0.0,

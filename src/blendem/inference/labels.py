@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from blendem.precision import on_accelerator
 from blendem.prior.latent import LatentPrior
@@ -186,7 +186,7 @@ def exchange(
     factor: Float[Array, "latent rank"],
     target: Float[Array, " rank"],
     e: Float[Array, "draw galaxy mode"],
-    shift: int,
+    shift: int | Int[Array, ""],
     *,
     key: PRNGKeyArray,
 ) -> Float[Array, "draw galaxy mode"]:
@@ -242,7 +242,7 @@ def covariances_given(
 ) -> Float[Array, "component mode mode"]:
     """Covariances of e given `e_t = e + sigma n` and the label: the same for all galaxies."""
     vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
-    narrow = values * sigma**2 / (values + sigma**2)
+    narrow = 1 / (1 / values + sigma**-2)
     return (vectors * narrow[:, None, :]) @ vectors.transpose(0, 2, 1)
 
 
@@ -254,12 +254,11 @@ def draw_labelled(
     *,
     key: PRNGKeyArray,
 ) -> Float[Array, "draw galaxy mode"]:
-    """Draw of e given e_t and the labels, without data."""
+    """Draw of e given e_t and the labels, without data; e_t does not matter at infinite sigma."""
     vectors, values = jnp.asarray(mixture.vectors), jnp.asarray(mixture.values)
-    gain = values / (values + sigma**2)
+    narrow = 1 / (1 / values + sigma**-2)
     center, axes = jnp.asarray(mixture.centers)[labels], vectors[labels]
-    step = jnp.einsum("nkd,nkde->nke", e_t - center, axes) * gain[labels]
-    step = step + (jnp.sqrt(gain) * sigma)[labels] * jax.random.normal(
-        key, e_t.shape, e_t.dtype
-    )
+    step = jnp.einsum("nkd,nkde->nke", e_t - center, axes) * (narrow / sigma**2)[labels]
+    white = jax.random.normal(key, e_t.shape, e_t.dtype)
+    step = step + jnp.sqrt(narrow)[labels] * white
     return center + jnp.einsum("nkde,nke->nkd", axes, step)

@@ -6,8 +6,9 @@ predictor draws `e_0` from the posterior given `e_t` and the data `h = L^T e + n
 Gaussian between `e_t` and `e_0`. How `e_0` is drawn depends on the prior:
 
 - A mixture: one Gibbs sweep over the components of all galaxies and `e_0`, exact up to
-  mixing (`labels`). A few sweeps without the noisy state end it: they leave the posterior as
-  it is, and draw a galaxy that has no neighbour exactly, whatever the levels left.
+  mixing (`labels`). Sweeps without the noisy state end it: they leave the posterior as it
+  is, draw a galaxy that has no neighbour exactly, and let those that the data hardly tell
+  apart change places.
 - Any denoiser, under moment matching (Rozet et al. 2024, arXiv 2405.13712): the prior given `e_t`
   is taken as N(D, V), with the denoiser's mean and covariance, so that together with the data it
   is Gaussian again: `mean = D + V L C^-1 (h - L^T D)`, `C = 1 + L^T V L`. A draw is one given
@@ -71,18 +72,18 @@ class SamplerSettings(NamedTuple):
         covariance: Of moment matching; "full": with the correlations that the prior knows; "diagonal":
             variances only, which is cheaper and takes directions that the prior has narrow
             for broad ones.
-        sweeps: Gibbs sweeps over labels and coordinates after the last level; "labels" only.
+        sweeps: Gibbs sweeps of the posterior itself after the last level; "labels" only.
         iterations: Most conjugate-gradient iterations of a solve.
         tolerance: Relative residual at which a solve ends.
     """
 
-    steps: int = 32
+    steps: int = 20
     sigma_max: float = 30.0
     sigma_min: float = 0.01
     predictor: str = "labels"
     corrector: float = 0.0
     covariance: str = "full"
-    sweeps: int = 8
+    sweeps: int = 16
     iterations: int = 80
     tolerance: float = 1e-2
 
@@ -339,24 +340,57 @@ def _end(prior, factor, target, keys, state, sigma, settings, known, given):
     """Draws of e_0 at the last level."""
 
     def one(factor, target, key, state, known):
-        e, notes = _draw_clean(
+        return _draw_clean(
             prior, factor, target, known, given, state, sigma, settings, key
         )
-        if known is not None:
-            mixture, far = labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
-            galaxies = e.shape[1]
-            for number in range(settings.sweeps):
-                again = jax.random.fold_in(key, number)
-                _, e = labels.sweep(
-                    mixture, known, factor, target, e, e, far, key=again
-                )
-                if galaxies > 1:
-                    shift = 1 + number % (galaxies - 1)
-                    again = jax.random.fold_in(again, 1)
-                    e = labels.exchange(factor, target, e, shift, key=again)
-        return e, notes
 
     return _for_each(one, factor, target, keys, state, known)
+
+
+@eqx.filter_jit
+def _sweep(prior, factor, target, keys, e, shift, settings, known, whole):
+    """Gibbs sweep of the posterior itself: labels, all galaxies together, which is which.
+
+    The joint draw is what moves galaxies of which the data know the sum: one after the other
+    they would go by the error of that sum.
+    """
+    mixture, far = labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
+
+    def one(factor, target, key, e, known):
+        keys, data = jax.random.split(key, 4), (factor, target)
+        chosen, e = labels.sweep(mixture, known, *data, e, e, far, key=keys[0])
+        before = labels.draw_labelled(mixture, chosen, e, far, key=keys[1])
+        white = jax.random.normal(keys[2], (len(e), len(target)), e.dtype)
+        e, notes = _moved(before, whole[chosen], factor, target[None] + white, settings)
+        return labels.exchange(*data, e, shift, key=keys[3]), notes
+
+    return _for_each(one, factor, target, keys, e, known)
+
+
+@eqx.filter_jit
+def _last_sweep(prior, factor, target, keys, e, known):
+    """Labels and galaxies one after the other: what rests on no solve, exact for a lone one."""
+    mixture, far = labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
+
+    def one(factor, target, key, e, known):
+        return labels.sweep(mixture, known, factor, target, e, e, far, key=key)[1]
+
+    return _for_each(one, factor, target, keys, e, known)
+
+
+def _sweeps(data, keys, e, settings, known):
+    """All Gibbs sweeps, from draws that are near the posterior; notes of their solves."""
+    prior, galaxies, notes = data[0], e.shape[2], []
+    whole = labels.covariances_given(
+        labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
+    )
+    again = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    # A lone galaxy needs but the last one.
+    for number in range(settings.sweeps if galaxies > 1 else 0):
+        shift = jnp.asarray(1 + number % (galaxies - 1))
+        e, more = _sweep(*data, again(keys, number), e, shift, settings, known, whole)
+        notes.append(more)
+    return _last_sweep(*data, again(keys, settings.sweeps), e, known), notes
 
 
 def _reverse(prior, factor, target, keys, levels, n_draws, settings, known, given):
@@ -386,8 +420,12 @@ def _reverse(prior, factor, target, keys, levels, n_draws, settings, known, give
         )
         notes.append(more)
     e, more = _end(*data, last, state, levels[-1], settings, known, given[-1])
+    notes.append(more)
+    if known is not None and settings.sweeps:
+        e, more = _sweeps(data, last, e, settings, known)
+        notes += more
     # Of every solve: (level, blend), residuals also by draw.
-    residual, guards, count = (np.stack(x) for x in zip(*notes, more, strict=True))
+    residual, guards, count = (np.stack(x) for x in zip(*notes, strict=True))
     unconverged = np.sum(residual > settings.tolerance, axis=(0, 2))
     return (
         np.asarray(e),

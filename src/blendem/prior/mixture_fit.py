@@ -50,7 +50,7 @@ def fit_mixture(
         scaling: Number of first coordinates that scale with the galaxy, None: all; of the others
             (the brightness) all components share a variance.
         mend: Weight, 0 to 1, of one shape in what they have in common; the rest is the change
-            since `start`.
+            since `start`. Without one it is one shape.
 
     Raises:
         ValueError: If there are fewer rows than components.
@@ -63,14 +63,12 @@ def fit_mixture(
             f"{len(e)} galaxies cannot carry a mixture of {components} components; raise"
             " stamps.n or lower prior.components"
         )
-    # From round components all go to one shape.
-    previous = jnp.tile(jnp.eye(e.shape[1], dtype=e.dtype), (components, 1, 1))
+    previous = None
     if start is None:
-        mend = 1.0
         length = np.asarray(jnp.sum(e**2, axis=1))
         shell = np.argsort(np.argsort(length)) * components // len(length)
         first = jax.nn.one_hot(shell, components)
-        state = _maximise(e, first, shrink, scaling, previous, mend)
+        state = _maximise(e, first, shrink, scaling, None, mend)
     else:
         previous = jnp.asarray(start.covariances, jnp.float32)
         state = _state(start)
@@ -179,11 +177,12 @@ def _maximise(e, responsibility, shrink, scaling, previous, mend):
 
     own = jax.lax.map(covariance, (responsibility.T, centers, number))
     part = (shrink / (number + shrink))[:, None, None]
+    # What round components become is one shape for all.
     round_ones = jnp.broadcast_to(jnp.eye(e.shape[1], dtype=e.dtype), own.shape)
-    shape, change = (
-        _common_change(weights, own, old, scaling) for old in (round_ones, previous)
-    )
-    common = mend * shape + (1 - mend) * change
+    common = _common_change(weights, own, round_ones, scaling)
+    if previous is not None:
+        change = _common_change(weights, own, previous, scaling)
+        common = mend * common + (1 - mend) * change
     covariances = (1 - part) * own + part * common
     return weights, centers, jax.lax.map(jnp.linalg.cholesky, covariances)
 
