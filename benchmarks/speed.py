@@ -89,13 +89,16 @@ def time_posterior(run: Path, prior, n: int, draws: int, say) -> None:
         for i in range(len(rows))
     ]
     keys = [stage_key(0, "speed", i) for i in range(len(rows))]
-    for levels in (32, 64):
+    default = SamplerSettings()
+    for levels in (default.steps, 64):
+        settings = default._replace(steps=levels)
 
-        def draw(levels=levels):
+        def draw(settings=settings):
             each = [galaxy_likelihood(s, prior) for s in blends]
-            sample(prior, each, draws, SamplerSettings(steps=levels), keys=keys)
+            sample(prior, each, draws, settings, keys=keys)
 
-        say(f"{draws} draws, {levels} levels", timed(draw, len(rows)), len(rows))
+        what = f"{draws} draws, {levels} levels, {settings.sweeps} sweeps"
+        say(what, timed(draw, len(rows)), len(rows))
 
 
 def time_scarlet2(run: Path, n: int, say) -> None:
