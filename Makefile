@@ -126,6 +126,9 @@ calibration: $(STAMP)
 	$(SNAKEMAKE) $(CALIBRATED) --rerun-triggers mtime params \
 		--configfile config/calibration_gaussian.yaml
 	$(BIN)/python benchmarks/calibration.py --gaussian results/calibration_gaussian
+	$(BIN)/python benchmarks/mixture.py --samplers exact main moment_matching \
+		--out results/calibration/mixture.json
+	$(BIN)/python benchmarks/collect.py results/calibration/summary.json results/calibration/mixture.json
 
 # EM on simulated blends: from a wrong prior, from the right one, from the blends alone, with other
 # seeds, beside undetected galaxies. Hours on two cores; every line of it can be
@@ -222,6 +225,7 @@ calibration-peers: $(PEERS_STAMP)
 	  --method latent=results/calibration_latent --method gaussian=results/calibration_gaussian \
 	  --method score_map=$(FITTED)/score_map.h5 --method profiles=$(FITTED)/profiles.h5 \
 	  --method scarlet2=$(FITTED)/scarlet2.h5
+	$(BIN)/python benchmarks/collect.py results/calibration/summary.json $(FITTED)/comparison.json
 
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent

@@ -209,7 +209,7 @@ def record(name: str, values: list[float], unit: str, how=np.mean) -> dict:
 
 
 def summarise(everything: list[dict]) -> list[dict]:
-    """Mean and worst of every sampler and quantity over all blends of all cases."""
+    """Mean and worst of every sampler and quantity over all blends, and over all cases."""
     out = []
     for name in everything[0]:
         for quantity, unit in UNITS.items():
@@ -219,6 +219,9 @@ def summarise(everything: list[dict]) -> list[dict]:
                 above = [float(v > 0.1) for v in values]
                 out.append(record(f"all_{name}_above_0.1", above, "fraction of blends"))
                 out.append(record(f"all_{name}_{quantity}_max", values, unit, np.max))
+                cases = [float(np.mean(one[name][quantity])) for one in everything]
+                worst = f"worst_case_{name}_{quantity}"
+                out.append(record(worst, cases, f"mean of {REALISATIONS}", np.max))
     return out
 
 
