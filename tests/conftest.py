@@ -1,5 +1,6 @@
 """Strict numerics for all tests, and the fixtures that they share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_nans", True)
 
 SEED = 20240611
+
+
+# Every compiled program maps memory, 60 pieces a test; at `vm.max_map_count`, 65530 by default, XLA
+# ends the process with a segmentation fault.
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 20000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Forget compiled programs after a module when there are many."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
