@@ -354,15 +354,14 @@ def _sweep(prior, factor, target, keys, e, shift, settings, known, whole):
     The joint draw is what moves galaxies of which the data know the sum: one after the other
     they would go by the error of that sum.
     """
-    mixture, far = labels.mixture_of(prior), jnp.asarray(jnp.inf, e.dtype)
+    far = jnp.asarray(jnp.inf, e.dtype)
 
     def one(factor, target, key, e, known):
-        keys, data = jax.random.split(key, 4), (factor, target)
-        chosen, e = labels.sweep(mixture, known, *data, e, e, far, key=keys[0])
-        before = labels.draw_labelled(mixture, chosen, e, far, key=keys[1])
-        white = jax.random.normal(keys[2], (len(e), len(target)), e.dtype)
-        e, notes = _moved(before, whole[chosen], factor, target[None] + white, settings)
-        return labels.exchange(*data, e, shift, key=keys[3]), notes
+        e, notes = _labelled(
+            prior, known, whole, factor, target, e, e, far, settings, key
+        )
+        last = jax.random.split(key, 4)[3]  # `_labelled` draws with the first three
+        return labels.exchange(factor, target, e, shift, key=last), notes
 
     return _for_each(one, factor, target, keys, e, known)
 
