@@ -345,6 +345,12 @@ class EMConfig(Section):
         description="length of the M step: above 1 it goes beyond the fit (over-relaxation),"
         " which speeds up what the data hardly constrain; tier latent",
     )
+    stop: NonNegativeFloat = Field(
+        4.0,
+        description="misfit of a right prior [nat per galaxy]: below it EM has converged and"
+        " leaves the prior as it is, up to three times that steps are shortened; 0: all steps"
+        " are whole (docs/em.md); tier latent",
+    )
     held_out: float = Field(
         0.1,
         ge=0,

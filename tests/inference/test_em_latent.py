@@ -10,6 +10,7 @@ from blendem.inference.em import (
     MAX_COORDINATE,
     MOST_MENDED,
     GalaxyDraws,
+    converged,
     draw_galaxies,
     gaussian_galaxies,
     is_held_out,
@@ -40,6 +41,7 @@ from blendem.prior.refit import (
     mend_weight,
     misfit,
     refit,
+    step_length,
 )
 
 D, LATENT = 3, 2
@@ -346,3 +348,17 @@ def test_a_wrong_prior_is_told_from_a_right_one(rng, key):
     assert found["wrong"] > 2
     assert mend_weight(0.3) == mend_weight(-5) == 0 and mend_weight(50) == 1
     assert 0 < mend_weight(8.0) < 1
+
+
+def test_steps_become_shorter_where_the_prior_is_right():
+    assert step_length(3.9, 4.0) == step_length(-1.0, 4.0) == 0
+    assert step_length(8.0, 4.0) == pytest.approx(0.5)
+    assert step_length(12.0, 4.0) == step_length(70.0, 4.0) == 1
+    assert step_length(-1.0, 0.0) == 1  # never stops
+
+
+def test_em_has_converged_when_a_lap_made_no_step():
+    assert not converged({}) and not converged({"laps": []})
+    assert not converged({"laps": [{"step": 0.0}, {"step": 0.2}]})
+    assert not converged({"laps": [{"lap": 1}]})  # of an older version
+    assert converged({"laps": [{"step": 1.0}, {"step": 0.0}]})

@@ -221,6 +221,13 @@ def test_a_longer_step_goes_on_in_the_same_direction():
     np.testing.assert_allclose(longer.covariances, COVARIANCES * factor, rtol=1e-9)
     expected = WEIGHTS * (np.array([0.3, 0.3, 0.4]) / WEIGHTS) ** 1.5
     np.testing.assert_allclose(longer.weights, expected / expected.sum(), rtol=1e-9)
+    # Part of the way there is no limit; no step at all changes nothing.
+    half = beyond(before, fitted, 0.5)
+    factor = np.array([2.0, 0.5, 10])[:, None, None] ** 0.5
+    np.testing.assert_allclose(half.covariances, COVARIANCES * factor, rtol=1e-9)
+    none = beyond(before, fitted, 0.0)
+    np.testing.assert_allclose(none.covariances, COVARIANCES, rtol=1e-9)
+    np.testing.assert_allclose(none.weights, WEIGHTS, rtol=1e-9)
     # Far beyond a fit that is narrow in one direction covariances stay positive.
     narrow = np.array([[0.1, 0.0], [0.0, 1e-6]]) + 0.05
     narrow = MixturePrior.of(WEIGHTS, CENTERS, np.tile(narrow, (3, 1, 1)))

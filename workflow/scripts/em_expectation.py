@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from blendem.config import EMConfig
-from blendem.inference.em import draw_galaxies, is_held_out, join
+from blendem.inference.em import converged, draw_galaxies, is_held_out, join
 from blendem.inference.sampler import portion
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
@@ -34,7 +34,10 @@ def main(
     memorised those that it was taught.
     """
     start = time.perf_counter()
-    model, _ = read_prior(prior)
+    model, card = read_prior(prior)
+    if converged(card):
+        write_h5(output, {}, {"converged": True})
+        return
     if lap == 1:
         model = broaden(model, config.broaden)
     data = read_blends(blends)

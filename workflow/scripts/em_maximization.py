@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from blendem.config import EMConfig
-from blendem.inference.em import GalaxyDraws, join
+from blendem.inference.em import GalaxyDraws, converged, join
 from blendem.io.priors import read_prior, write_prior
 from blendem.io.products import read_h5
 from blendem.logs import configure_logging
@@ -21,6 +21,7 @@ from blendem.prior.refit import (
     mend_weight,
     misfit,
     refit,
+    step_length,
 )
 from blendem.rng import stage_rng
 
@@ -41,6 +42,14 @@ def main(
     """The basis and its moments stay; the card says what the draws were."""
     start = time.perf_counter()
     prior, card = read_prior(previous)
+    if converged(card):
+        LOG.info("lap %d: EM has converged", lap)
+        numbers = card["laps"][-1] | {"lap": lap}
+        write_prior(
+            output, prior, card | {"lap": lap, "laps": [*card["laps"], numbers]}
+        )
+        return
+    before = prior
     if lap == 1:  # what the draws were made with
         prior = broaden(prior, config.broaden)
     parts = [read_h5(path) for path in draws]
@@ -61,11 +70,14 @@ def main(
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}
     found = misfit(prior, taught, settings, stage_rng(seed, "em_misfit", lap))
     mend = {"auto": mend_weight(found), "shape": 1.0, "change": 0.0}[config.common]
-    settings = settings._replace(mend=mend)
-    prior, score = refit(prior, taught, settings, rng, first=read_prior(first)[0])
+    step = step_length(found, config.stop)
+    settings = settings._replace(mend=mend, relax=step * config.relax)
+    fitted, score = refit(prior, taught, settings, rng, first=read_prior(first)[0])
+    prior = fitted if step else before
     counts |= {
         "misfit": found,
         "mend": mend,
+        "step": step,
         "draws": len(taught.z),
         "log_density": score,
         "expectation_seconds": sum(attrs["seconds"] for _, attrs in parts),

@@ -7,8 +7,8 @@ Rubin 1977). For the diffusion tier the E step draws (`draw_galaxies`) and the M
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -310,6 +310,12 @@ def sound(draws: Draws) -> np.ndarray:
         return np.zeros(len(draws.e), bool)
     far = np.abs(draws.e).max(axis=(1, 2), initial=0.0) > MAX_COORDINATE
     return ~draws.failed & ~far
+
+
+def converged(card: Mapping[str, Any]) -> bool:
+    """Whether the last lap of a prior's card left it as it was: the next ones would too."""
+    laps = card.get("laps", [])
+    return bool(laps) and laps[-1].get("step", 1.0) == 0
 
 
 def is_held_out(names: Sequence[str], part: float, seed: int) -> np.ndarray:

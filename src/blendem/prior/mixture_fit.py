@@ -85,18 +85,18 @@ def fit_mixture(
 
 
 def beyond(before: MixturePrior, fitted: MixturePrior, factor: float) -> MixturePrior:
-    """Go on in the direction of a step of EM: over-relaxation.
+    """Go a part of a step of EM, or on in its direction: over-relaxation.
 
     Directions that the data hardly constrain move by a small part of their gap in every lap; a step
     that is `factor` times as long still converges where that is below 2 (Salakhutdinov & Roweis
     2003, ICML, "Adaptive overrelaxed bound optimization methods"). Covariances move along the
     geodesic from S to T, `S^1/2 (S^-1/2 T S^-1/2)^factor S^1/2`, which stays positive; weights in
-    their logarithms; no variance and no weight by more than a factor of `LIMIT` per step.
+    their logarithms; beyond the fit no variance and no weight by more than a factor of `LIMIT`.
 
     Args:
         before: Mixture that the step began with.
         fitted: Where it led, component by component.
-        factor: 1: there; 2: twice as far.
+        factor: 0: nowhere; 1: there; 2: twice as far.
 
     Raises:
         ValueError: If the mixtures differ in the number of components or coordinates.
@@ -120,8 +120,10 @@ def beyond(before: MixturePrior, fitted: MixturePrior, factor: float) -> Mixture
 def longer(
     ratio: Float[np.ndarray, "*shape"], factor: float
 ) -> Float[np.ndarray, "*shape"]:
-    """Ratios to the power of `factor`; what this adds to the step itself has a limit."""
-    more = np.clip((factor - 1) * np.log(ratio), -np.log(LIMIT), np.log(LIMIT))
+    """Ratios to the power of `factor`; what this adds to a step has a limit."""
+    more = (factor - 1) * np.log(ratio)
+    if factor > 1:
+        more = np.clip(more, -np.log(LIMIT), np.log(LIMIT))
     return ratio * np.exp(more)
 
 

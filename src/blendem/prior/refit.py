@@ -53,7 +53,7 @@ class RefitSettings(NamedTuple):
         amplitude_jitter: Standard deviation of ln(amplitude) about the true ones: what the
             fields' amplitudes may be wrong by.
         keep: Galaxies that the first prior counts for.
-        relax: Length of the step from the prior before, 1: to the fit.
+        relax: Length of the step from the prior before; 0: none, 1: to the fit.
     """
 
     rows: int = 40000
@@ -188,6 +188,21 @@ def misfit(
 def mend_weight(misfit: float) -> float:
     """Weight of one shape for all components (`RefitSettings.mend`)."""
     return float(np.clip((misfit - MISFIT[0]) / (MISFIT[1] - MISFIT[0]), 0.0, 1.0))
+
+
+def step_length(misfit: float, stop: float) -> float:
+    """Part of a step, 0 to 1, that draws justify (`RefitSettings.relax`).
+
+    A prior that is right within what a mixture can follow is moved by EM all the same: along
+    coordinates that data leave open nothing holds it. It is right if galaxies are as likely
+    under it as its own draws.
+
+    Args:
+        misfit: Of the prior before [nat per galaxy].
+        stop: Misfit of a right prior, where EM has converged; from three times that on steps
+            are whole. 0: all are.
+    """
+    return float(np.clip((misfit - stop) / (2 * stop), 0.0, 1.0)) if stop else 1.0
 
 
 def _prior_rows(prior, n, rng):
