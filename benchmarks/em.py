@@ -66,6 +66,7 @@ def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> Non
                 n=lap["watched"],
                 expected=f">= {part}" if final and part else "",
             )
+    report_steps(report, label, laps)
     rows = (("start", first), ("last lap", last), ("oracle", goal))
     for name in (*GOALS, *ALSO):
         for which, row in rows:
@@ -84,9 +85,19 @@ def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> Non
         )
 
 
+def report_steps(report: Report, label: str, laps: pd.DataFrame) -> None:
+    """How wrong the prior before each lap was, and how far the lap went."""
+    for _, lap in laps.dropna(subset=["misfit"]).iterrows():
+        name = f"{label}: misfit of the prior before, lap {lap['lap']:.0f}"
+        report.say(name, lap["misfit"], "nat per galaxy", lap["galaxies"])
+        name = f"{label}: part of the step, lap {lap['lap']:.0f}"
+        report.say(name, lap["step"], n=lap["galaxies"])
+
+
 def report_idempotence(report: Report, run: Path) -> None:
     """What EM makes of a prior that is right."""
     laps, scores = read_laps(run)
+    report_steps(report, "idempotence", laps)
     change = laps["open_variance"].to_numpy()
     report.say(
         "idempotence: largest change per lap of the variance that the data leave open",
