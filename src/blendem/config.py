@@ -347,9 +347,9 @@ class EMConfig(Section):
     )
     stop: NonNegativeFloat = Field(
         4.0,
-        description="misfit of a right prior [nat per galaxy]: below it EM has converged and"
-        " leaves the prior as it is, up to three times that steps are shortened; 0: all steps"
-        " are whole (docs/em.md); tier latent",
+        description="misfit of a right prior [nat per galaxy]: up to three times that steps are"
+        " shortened, to none below 1.2 times: EM has converged; 0: all steps are whole"
+        " (docs/em.md); tier latent",
     )
     held_out: float = Field(
         0.1,

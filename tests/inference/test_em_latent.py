@@ -352,6 +352,7 @@ def test_a_wrong_prior_is_told_from_a_right_one(rng, key):
 
 def test_steps_become_shorter_where_the_prior_is_right():
     assert step_length(3.9, 4.0) == step_length(-1.0, 4.0) == 0
+    assert step_length(4.7, 4.0) == 0 and step_length(4.9, 4.0) > 0.1
     assert step_length(8.0, 4.0) == pytest.approx(0.5)
     assert step_length(12.0, 4.0) == step_length(70.0, 4.0) == 1
     assert step_length(-1.0, 0.0) == 1  # never stops

@@ -26,6 +26,7 @@ from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
 
 MISFIT = (4.0, 12.0)  # nat per galaxy: a right prior, a wrong one
+SHORTEST = 0.1  # part of a step that is worth drawing all blends for
 PORTION = 4096  # draws of a prior that are made at once
 
 
@@ -199,10 +200,15 @@ def step_length(misfit: float, stop: float) -> float:
 
     Args:
         misfit: Of the prior before [nat per galaxy].
-        stop: Misfit of a right prior, where EM has converged; from three times that on steps
-            are whole. 0: all are.
+        stop: Misfit of a right prior; from three times that on steps are whole. 0: all are.
+
+    Returns:
+        0 where less than `SHORTEST` is left: EM has converged.
     """
-    return float(np.clip((misfit - stop) / (2 * stop), 0.0, 1.0)) if stop else 1.0
+    if stop == 0:
+        return 1.0
+    step = float(np.clip((misfit - stop) / (2 * stop), 0.0, 1.0))
+    return step if step >= SHORTEST else 0.0
 
 
 def _prior_rows(prior, n, rng):
