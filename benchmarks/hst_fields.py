@@ -14,6 +14,8 @@ import numpy as np
 import sep
 from astropy.io import fits
 
+from blendem.io.checks import centroid
+
 MAGZERO = 25.94  # counts per second of the stamps, AB
 WINDOW = 3.0  # sigma of the window of the centroid [pixel]
 
@@ -32,6 +34,9 @@ def main(stamps: Path, out: Path) -> None:
             if flag.any() or np.hypot(x - middle[0], y - middle[1]) > 4 * WINDOW:
                 print(f"stamp {number}: no centroid near the centre, left out")
                 continue
+            # Some PSF images are off centre by a pixel; positions are fitted, so nothing is lost.
+            shift = -np.round(centroid(psf)).astype(int)
+            psf = np.roll(psf, shift, axis=(0, 1))
             name = f"hst_{number:03d}"
             variance = np.full_like(image, row["NOISE_VARIANCE"])
             np.savez_compressed(
