@@ -359,7 +359,9 @@ def test_steps_become_shorter_where_the_prior_is_right():
 
 
 def test_em_has_converged_when_a_lap_made_no_step():
-    assert not converged({}) and not converged({"laps": []})
-    assert not converged({"laps": [{"step": 0.0}, {"step": 0.2}]})
-    assert not converged({"laps": [{"lap": 1}]})  # of an older version
-    assert converged({"laps": [{"step": 1.0}, {"step": 0.0}]})
+    assert not converged({}, 2) and not converged({"laps": []}, 2)
+    assert not converged({"laps": [{"step": 0.0}, {"step": 0.2}]}, 3)
+    assert not converged({"laps": [{"lap": 1}]}, 2)  # of an older version
+    still = {"laps": [{"step": 1.0}, {"step": 0.0}]}
+    assert converged(still, 3)
+    assert not converged(still, 1)  # a prior of other blends

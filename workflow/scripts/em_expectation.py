@@ -35,7 +35,7 @@ def main(
     """
     start = time.perf_counter()
     model, card = read_prior(prior)
-    if converged(card):
+    if converged(card, lap):
         write_h5(output, {}, {"converged": True})
         return
     if lap == 1:

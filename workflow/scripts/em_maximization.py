@@ -42,7 +42,7 @@ def main(
     """The basis and its moments stay; the card says what the draws were."""
     start = time.perf_counter()
     prior, card = read_prior(previous)
-    if converged(card):
+    if converged(card, lap):
         LOG.info("lap %d: EM has converged", lap)
         numbers = card["laps"][-1] | {"lap": lap}
         write_prior(

@@ -312,10 +312,15 @@ def sound(draws: Draws) -> np.ndarray:
     return ~draws.failed & ~far
 
 
-def converged(card: Mapping[str, Any]) -> bool:
-    """Whether the last lap of a prior's card left it as it was: the next ones would too."""
+def converged(card: Mapping[str, Any], lap: int) -> bool:
+    """Whether the lap before left the prior as it was: this one would too.
+
+    Args:
+        card: Of the prior that `lap` begins with.
+        lap: Its number. The first one begins anew, whatever blends its prior comes from.
+    """
     laps = card.get("laps", [])
-    return bool(laps) and laps[-1].get("step", 1.0) == 0
+    return lap > 1 and bool(laps) and laps[-1].get("step", 1.0) == 0
 
 
 def is_held_out(names: Sequence[str], part: float, seed: int) -> np.ndarray:
