@@ -11,6 +11,7 @@ blame, they would differ for the first kind; if the model of the data, second an
 
 import argparse
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -43,14 +44,19 @@ def odd_modes(prior) -> np.ndarray:
     return np.sum(modes * turned, axis=(1, 2, 3)) < 0
 
 
+@lru_cache(maxsize=1)  # blends of a field follow each other
+def read_truth(path: Path) -> tuple[list, np.ndarray]:
+    """Names and images of the true galaxies of a field."""
+    arrays, _ = read_h5(path, only=("table", "model"))
+    return list(Table(arrays["table"])["id"]), arrays["model"]
+
+
 def read_galaxies(run: Path, data, row: int) -> np.ndarray:
     """True images of the galaxies of a blend, in the order of its unknowns."""
     members = np.flatnonzero(data.sources["blend"] == row)
     members = members[np.argsort(data.sources["slot"][members])]
-    path = run / "truth" / f"{data.blends['field'][row]}.h5"
-    arrays, _ = read_h5(path, only=("table", "model"))
-    ids = list(Table(arrays["table"])["id"])
-    return arrays["model"][[ids.index(i) for i in data.sources["id"][members]]]
+    ids, images = read_truth(run / "truth" / f"{data.blends['field'][row]}.h5")
+    return images[[ids.index(i) for i in data.sources["id"][members]]]
 
 
 def cases(run: Path, prior, n_blends: int):

@@ -44,7 +44,6 @@ def files(tmp_path, rng, key, script):
         folder=tmp_path,
         draws=tmp_path / "draws.h5",
         prior=prior,
-        blends=blends,
         script=script,
     )
 

@@ -25,7 +25,7 @@ from blendem.prior.mixture_fit import (
 from blendem.prior.symmetry import N_SYMMETRIES, latent_symmetries
 from blendem.prior.train import whiten
 
-MISFIT = (4.0, 12.0)  # nat per galaxy: a right prior, a wrong one
+RIGHT = 4.0  # misfit of a right prior [nat per galaxy]
 SHORTEST = 0.1  # part of a step that is worth drawing all blends for
 PORTION = 4096  # draws of a prior that are made at once
 
@@ -188,7 +188,12 @@ def misfit(
 
 def mend_weight(misfit: float) -> float:
     """Weight of one shape for all components (`RefitSettings.mend`)."""
-    return float(np.clip((misfit - MISFIT[0]) / (MISFIT[1] - MISFIT[0]), 0.0, 1.0))
+    return _wrongness(misfit, RIGHT)
+
+
+def _wrongness(misfit: float, right: float) -> float:
+    """0 up to the misfit of a right prior, 1 from three times that on."""
+    return float(np.clip((misfit - right) / (2 * right), 0.0, 1.0))
 
 
 def step_length(misfit: float, stop: float) -> float:
@@ -207,7 +212,7 @@ def step_length(misfit: float, stop: float) -> float:
     """
     if stop == 0:
         return 1.0
-    step = float(np.clip((misfit - stop) / (2 * stop), 0.0, 1.0))
+    step = _wrongness(misfit, stop)
     return step if step >= SHORTEST else 0.0
 
 
