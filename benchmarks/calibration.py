@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from astropy.table import Table
 
 from blendem.inference.gibbs import GibbsSettings, sample_gibbs
 from blendem.inference.likelihood import (
@@ -33,6 +32,7 @@ from blendem.io.blends import read_blends
 from blendem.io.priors import gaussian_of, read_prior
 from blendem.io.products import read_h5
 from blendem.io.statistics import unstack
+from blendem.io.truth import read_truth
 from blendem.measure.calibration import interval_table, sbc_table
 from blendem.measure.multivariate import tarp_coverage, two_sample_test
 from blendem.measure.quantities import posterior_quantities, truth_quantities
@@ -73,8 +73,7 @@ def read_run(run: Path) -> dict:
         n = len(data.sources["id"])
         scale = np.full(n, np.nan)
         for row, s in enumerate(unstack(arrays, data)):
-            members = np.flatnonzero(data.sources["blend"] == row)
-            members = members[np.argsort(data.sources["slot"][members])]
+            members = data.members(row)
             if s is None or not np.isfinite(post["mean"][members]).all():
                 continue
             group = arrays[f"stack_{data.blends['stack'][row]}"]
@@ -84,12 +83,10 @@ def read_run(run: Path) -> dict:
             out["members"].append(members + offset)
         table, image = [None] * n, [None] * n
         for name in np.unique(data.sources["field"]):
-            arrays, attrs = read_h5(run / "truth" / f"{name}.h5")
-            truth = Table(arrays["table"]).to_pandas()
-            row_of = {k: i for i, k in enumerate(truth["id"])}
-            for k in np.flatnonzero(data.sources["field"] == name):
-                i = row_of[data.sources["id"][k]]
-                table[k], image[k] = truth.iloc[i], arrays["model"][i]
+            truth = read_truth(run / "truth" / f"{name}.h5")
+            rows = np.flatnonzero(data.sources["field"] == name)
+            for k, i in zip(rows, truth.rows(data.sources["id"][rows]), strict=True):
+                table[k], image[k] = truth.table.iloc[i], truth.images[i]
         out["truth"].append(pd.DataFrame(table).reset_index(drop=True))
         out["image"].append(np.stack(image))
         out["z"].append(post["z"])

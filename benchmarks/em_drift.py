@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from astropy.table import Table
 
 from blendem.inference.em import with_errors
 from blendem.inference.labels import mixture_of
@@ -26,6 +25,7 @@ from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5
 from blendem.io.statistics import read_statistics
+from blendem.io.truth import read_truth
 from blendem.prior.gaussian import empty_stamp
 from blendem.prior.refit import latent_rows
 from blendem.rng import stage_key, stage_rng
@@ -44,19 +44,13 @@ def odd_modes(prior) -> np.ndarray:
     return np.sum(modes * turned, axis=(1, 2, 3)) < 0
 
 
-@lru_cache(maxsize=1)  # blends of a field follow each other
-def read_truth(path: Path) -> tuple[list, np.ndarray]:
-    """Names and images of the true galaxies of a field."""
-    arrays, _ = read_h5(path, only=("table", "model"))
-    return list(Table(arrays["table"])["id"]), arrays["model"]
+truth_of = lru_cache(maxsize=1)(read_truth)  # blends of a field follow each other
 
 
 def read_galaxies(run: Path, data, row: int) -> np.ndarray:
     """True images of the galaxies of a blend, in the order of its unknowns."""
-    members = np.flatnonzero(data.sources["blend"] == row)
-    members = members[np.argsort(data.sources["slot"][members])]
-    ids, images = read_truth(run / "truth" / f"{data.blends['field'][row]}.h5")
-    return images[[ids.index(i) for i in data.sources["id"][members]]]
+    truth = truth_of(run / "truth" / f"{data.blends['field'][row]}.h5")
+    return truth.images[truth.rows(data.sources["id"][data.members(row)])]
 
 
 def cases(run: Path, prior, n_blends: int):

@@ -81,8 +81,7 @@ def fit_chunk(
         notes[row]["converged"] = found is None or found.converged
         e = np.zeros((0, prior.n_latent)) if found is None else found.e
         w = complete_draws(s, prior, e[None], None)[0]
-        members = np.flatnonzero(sources["blend"] == row)
-        members = members[np.argsort(sources["slot"][members])]
+        members = data.members(row)
         group = arrays[f"stack_{data.blends['stack'][row]}"]
         index, k = data.blends["index"][row], len(members)
         center[members] = group["centers"][index][:k]
@@ -105,8 +104,7 @@ def fit_chunk(
         placed = np.zeros((len(rows), padded, n_bands, stamp, stamp), np.float32)
         centers, owner = np.asarray(stack.centers).copy(), []
         for i, row in enumerate(rows):
-            members = np.flatnonzero(sources["blend"] == row)
-            members = members[np.argsort(sources["slot"][members])]
+            members = data.members(row)
             placed[i, : len(members)] = np.nan_to_num(images[members])
             known = np.isfinite(center[members])
             centers[i, : len(members)][known] = center[members][known]

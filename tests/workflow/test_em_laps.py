@@ -71,3 +71,4 @@ def test_later_laps_draw_nothing(files):
     prior, card = lap(files, 2, stop=4.0)
     np.testing.assert_array_equal(prior.mixture.centers, first.mixture.centers)
     assert card["lap"] == 2 and [row["lap"] for row in card["laps"]] == [1, 2]
+    assert "expectation_seconds" not in card["laps"][1]  # it took none

@@ -28,6 +28,7 @@ from blendem.rng import stage_rng
 LOG = logging.getLogger(__name__)
 MEMORY_ROWS = 4000  # draws of either kind that are compared
 COUNTS = ("blends", "galaxies", "failed", "diverged")
+SECONDS = ("expectation_seconds", "maximization_seconds")
 
 
 def main(
@@ -44,14 +45,14 @@ def main(
     prior, card = read_prior(previous)
     if converged(card, lap):
         LOG.info("lap %d: EM has converged", lap)
-        numbers = card["laps"][-1] | {"lap": lap}
+        last = card["laps"][-1]
+        numbers = {k: v for k, v in last.items() if k not in SECONDS} | {"lap": lap}
         write_prior(
             output, prior, card | {"lap": lap, "laps": [*card["laps"], numbers]}
         )
         return
-    before = prior
-    if lap == 1:  # what the draws were made with
-        prior = broaden(prior, config.broaden)
+    # What the draws were made with.
+    drawn_with = broaden(prior, config.broaden) if lap == 1 else prior
     parts = [read_h5(path) for path in draws]
     taught, unseen = (
         join((GalaxyDraws(**arrays[kind]) for arrays, _ in parts), len(prior.mean))
@@ -68,18 +69,19 @@ def main(
     )
     rng = stage_rng(seed, "em_maximization", lap)
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}
-    found = misfit(prior, taught, settings, stage_rng(seed, "em_misfit", lap))
+    found = misfit(drawn_with, taught, settings, stage_rng(seed, "em_misfit", lap))
     mend = {"auto": mend_weight(found), "shape": 1.0, "change": 0.0}[config.common]
     step = step_length(found, config.stop)
     settings = settings._replace(mend=mend, relax=step * config.relax)
-    fitted, score = refit(prior, taught, settings, rng, first=read_prior(first)[0])
-    prior = fitted if step else before
+    if step:
+        first_prior, _ = read_prior(first)
+        prior, score = refit(drawn_with, taught, settings, rng, first=first_prior)
+        counts["log_density"] = score
     counts |= {
         "misfit": found,
         "mend": mend,
         "step": step,
         "draws": len(taught.z),
-        "log_density": score,
         "expectation_seconds": sum(attrs["seconds"] for _, attrs in parts),
         "maximization_seconds": time.perf_counter() - start,
     }

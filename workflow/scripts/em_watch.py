@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from astropy.table import Table
 from jaxtyping import Float
 
 from blendem.inference.draws import sampled_draws
@@ -21,6 +20,7 @@ from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5
 from blendem.io.statistics import read_statistics, unpack
+from blendem.io.truth import read_truth
 from blendem.logs import configure_logging
 from blendem.measure.em import (
     Whitening,
@@ -66,7 +66,7 @@ def main(
 ) -> None:
     """One row of the lap, and one of every blend for paired differences between laps."""
     model, card = read_prior(prior)
-    truth = {path.stem: _read_truth(path) for path in truths}
+    truth = {path.stem: read_truth(path) for path in truths}
     watched = _read_watched(blends, statistics, split)
     if not watched:
         raise ValueError(
@@ -120,16 +120,6 @@ def main(
             frame.to_csv(temporary, index=False)
 
 
-def _read_truth(path: Path) -> dict:
-    arrays, _ = read_h5(path, only=("table", "model"))
-    table = Table(arrays["table"]).to_pandas()
-    return {
-        "table": table,
-        "model": arrays["model"],
-        "row": dict(zip(table["id"], range(len(table)), strict=True)),
-    }
-
-
 def _read_watched(blends, statistics, split) -> dict[str, dict]:
     """Statistics of the blends that watch: all pixels, seen and unseen ones; and who they are."""
     out = {}
@@ -139,8 +129,7 @@ def _read_watched(blends, statistics, split) -> dict[str, dict]:
         for row, one in enumerate(read_statistics(s, data)):
             if row not in wanted or one is None:
                 continue
-            members = np.flatnonzero(data.sources["blend"] == row)
-            members = members[np.argsort(data.sources["slot"][members])]
+            members = data.members(row)
             out[data.names[row]] = {
                 "all": one,
                 "seen": unpack(parts[str(row)]["seen"]),
@@ -215,11 +204,11 @@ def _against_truth(
         if name not in whole:
             continue
         known = truth[one["field"]]
-        rows = [known["row"][i] for i in one["ids"]]
+        rows = known.rows(one["ids"])
         galaxy = np.flatnonzero(~np.asarray(one["all"].is_star, bool))
-        images.append(known["model"][rows][galaxy])
+        images.append(known.images[rows][galaxy])
         blendedness.append(
-            known["table"][f"blendedness_{band}"].to_numpy(float)[rows][galaxy]
+            known.table[f"blendedness_{band}"].to_numpy(float)[rows][galaxy]
         )
         amplitude.append(one["all"].log_amplitude[galaxy])
         w = whole[name].w[:, : len(one["ids"]) * d].reshape(DRAWS, -1, d)

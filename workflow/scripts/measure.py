@@ -223,7 +223,7 @@ def _render(
         padded = stack.present.shape[1]
         rows = np.flatnonzero(data.blends["stack"] == number)
         rows = rows[np.argsort(data.blends["index"][rows])]
-        members = [_members(data, row) for row in rows]
+        members = [data.members(row) for row in rows]
         centers = np.asarray(stack.centers).copy()
 
         def place(values, members=members, padded=padded):
@@ -283,12 +283,6 @@ def _render(
     return out
 
 
-def _members(data: BlendSet, row: int) -> np.ndarray:
-    """Rows of a blend's sources, by slot."""
-    members = np.flatnonzero(data.sources["blend"] == row)
-    return members[np.argsort(data.sources["slot"][members])]
-
-
 def _window(image, low, side):
     """Window of an image that may stick out of it; zero outside."""
     padded = np.pad(image, [(0, 0), (side, side), (side, side)])
@@ -312,7 +306,7 @@ def _finish_blends(data, sources, rendered, stats, post):
     for row, observed in enumerate(rendered["observed"]):
         if observed is None:
             continue
-        m = _members(data, row)
+        m = data.members(row)
         blend = data.blend(row)
         first = blend.observations[0]
         index = list(first.band_index)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from blendem import plot
 from blendem.config import PlotConfig
 from blendem.io.priors import read_prior
-from blendem.io.products import read_h5, read_samples, read_table
+from blendem.io.products import read_samples, read_table
+from blendem.io.truth import read_truth
 from blendem.logs import configure_logging
 from blendem.plot.inputs import cutout, read_field, save, shown_side
 
@@ -86,9 +87,8 @@ def main(
 
 def true_image(truth: Path, source: int, band: str) -> np.ndarray:
     """Noise-free model image of a simulated source."""
-    arrays, attrs = read_h5(truth, only=("table", "model"))
-    row = int(np.flatnonzero(np.asarray(arrays["table"]["id"]) == source)[0])
-    return arrays["model"][row, list(attrs["bands"]).index(band)]
+    true = read_truth(truth)
+    return true.images[true.rows([source])[0], true.bands.index(band)]
 
 
 def choose(catalog: pd.DataFrame, band: str, n: int) -> pd.DataFrame:

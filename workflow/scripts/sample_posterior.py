@@ -95,8 +95,7 @@ def main(
             for name, value in zip(DIAGNOSTICS, values, strict=True):
                 per_blend[name][row] = value
         for row, p in results.items():
-            members = np.flatnonzero(data.sources["blend"] == row)
-            members = members[np.argsort(data.sources["slot"][members])]
+            members = data.members(row)
             k = len(members)
             z = p.draws[:, : k * d].reshape(-1, k, d)
             out["mean"][members] = p.mean[: k * d].reshape(k, d)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from astropy.table import Table
 
 from blendem.io.atomic import atomic_path
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5, read_models, read_samples, read_table
+from blendem.io.truth import read_truth
 from blendem.logs import configure_logging
 from blendem.measure.quantities import (
     SHAPES,
@@ -65,17 +65,16 @@ def main(
 def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFrame:
     """Scores of the sources of one simulated field."""
     table = read_table(catalog)[0].to_pandas()
-    arrays, attrs = read_h5(truth)
-    true = Table(arrays["table"]).to_pandas()
-    bands = tuple(attrs["bands"])
+    known = read_truth(truth)
+    true, bands = known.table, known.bands
     for b in bands:
         # Light beyond the stamp is in no model: `stamp_fraction` of the truth tells it.
         true[f"flux_{b}"] = true[f"flux_model_{b}"]
-        true[f"mag_{b}"] = attrs["magzero"] - 2.5 * np.log10(true[f"flux_{b}"])
+        true[f"mag_{b}"] = known.magzero - 2.5 * np.log10(true[f"flux_{b}"])
     # The truth goes through the same functions as the catalog: definitions cancel.
     star = np.asarray(true["type"]) == "star"
     measured = truth_quantities(
-        arrays["model"],
+        known.images,
         bands,
         float(basis.pixel_scale),
         reference_band,
@@ -95,7 +94,7 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         keys=("field", "id"),
         samples={name: draws[name] for name in quantity_names(bands) if name in draws},
         model_images=images["MODEL_MEAN"],
-        true_images=arrays["model"],
+        true_images=known.images,
     )
     blend = dict(zip(table["id"], table["blend"], strict=True))
     return scores.assign(

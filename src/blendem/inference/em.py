@@ -19,6 +19,7 @@ from blendem.inference.rescale import rescale
 from blendem.inference.sampler import Draws, SamplerSettings, sample
 from blendem.prior.gaussian import GaussianPrior, empty_stamp
 from blendem.prior.latent import LatentPrior
+from blendem.prior.refit import check_some
 from blendem.prior.symmetry import latent_symmetries, symmetrise_moments
 from blendem.rng import stage_key, stage_rng
 
@@ -95,12 +96,7 @@ def maximization(
     Raises:
         ValueError: If there is no galaxy to learn from.
     """
-    if total.count == 0:
-        raise ValueError(
-            "EM has no galaxy to learn from: every source is a star or flagged, or no blend"
-            " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
-            " set em.laps to 0."
-        )
+    check_some(total.count)
     mean = total.first / total.count
     covariance = total.second / total.count - np.outer(mean, mean)
     if symmetric:

@@ -148,8 +148,13 @@ def fit_rows(
     return latent_rows(prior, chosen, known)
 
 
-def _check_some(draws):
-    if len(draws.z) == 0:
+def check_some(galaxies: int) -> None:
+    """Refuse to learn from nothing.
+
+    Raises:
+        ValueError: If there is no galaxy.
+    """
+    if galaxies == 0:
         raise ValueError(
             "EM has no galaxy to learn from: every source is a star or flagged, or no blend"
             " fits the first prior. Check the catalog's `type` column, raise em.max_chi2, or"
@@ -177,7 +182,7 @@ def misfit(
     Raises:
         ValueError: If there are no draws.
     """
-    _check_some(draws)
+    check_some(len(draws.z))
     # As they were drawn: a mixture of few galaxies is not quite the same after a turn.
     as_drawn = settings._replace(symmetric=False)
     e, _ = fit_rows(prior, draws, as_drawn, rng)
@@ -257,7 +262,7 @@ def refit(
     Raises:
         ValueError: If there are no draws, or fewer than components.
     """
-    _check_some(draws)
+    check_some(len(draws.z))
     kept = 0.0 if first is None else settings.keep
     galaxies = len(draws.center) + kept
     n = round(settings.rows * kept / galaxies)
