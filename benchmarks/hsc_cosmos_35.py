@@ -155,12 +155,8 @@ def fit_blendem(
     modes = len(basis.modes)
     blend = make_blend(scene)
     observation = blend.observations[0]
-    n_stamp = Renderer.of(observation, STAMP, basis.psf_sigma).n_stamp
-    transforms = (
-        jax.tree.map(
-            jnp.asarray, transform_basis(basis, n_stamp, observation.band_index)
-        ),
-    )
+    renderer = Renderer.of(observation, STAMP, basis.psf_sigma)
+    transforms = (jax.tree.map(jnp.asarray, transform_basis(basis, renderer)),)
     summarise = eqx.filter_jit(
         partial(
             compute_statistics,

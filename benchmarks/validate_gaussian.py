@@ -134,8 +134,8 @@ def conjugate(basis, n_blends: int, draws: int, psf, rng, say) -> list[dict]:
         empty_blend(rng.integers(*SOURCES, endpoint=True), psf, rng)
         for _ in range(n_blends)
     ]
-    n_fft = Renderer.of(blends[0].observations[0], STAMP, jnp.float32(SIGMA)).n_stamp
-    transform = transform_basis(basis, n_fft, (0, 1, 2))
+    renderer = Renderer.of(blends[0].observations[0], STAMP, jnp.float32(SIGMA))
+    transform = transform_basis(basis, renderer)
     both = jnp.concatenate([jnp.swapaxes(transform.modes, 0, 1), transform.mean[None]])
     flat = np.asarray(basis.modes, float).reshape(len(basis.modes), -1)
     mean = np.asarray(basis.mean, float)
@@ -254,8 +254,8 @@ def statistics_of(blends, basis) -> list[BlendStatistics]:
         reference=REFERENCE, stamp=STAMP, iterations=0, centroid_sigma=0.0
     )
     sigma = jnp.float32(SIGMA)
-    n_fft = Renderer.of(blends[0].observations[0], STAMP, sigma).n_stamp
-    transforms = (transform_basis(basis, n_fft, (0, 1, 2)),)
+    renderer = Renderer.of(blends[0].observations[0], STAMP, sigma)
+    transforms = (transform_basis(basis, renderer),)
     run = eqx.filter_jit(
         lambda batch: jax.vmap(
             lambda b: compute_statistics(b, transforms, len(BANDS), sigma, settings)

@@ -15,7 +15,7 @@ from blendem.morphology import (
     PointSource,
     Sersic,
 )
-from blendem.observation import Observation, log_likelihood
+from blendem.observation import Observation, Sampling, log_likelihood
 from blendem.renderer import Renderer
 from blendem.scene import Component, Scene, Source, render_scene
 from blendem.spectrum import Spectrum
@@ -91,7 +91,9 @@ def measured(image):
     return image, truth, "no_pixel"
 
 
-def observe(image, shape, jacobian=None, offset=(0.0, 0.0), band_index=(0,)):
+def observe(
+    image, shape, jacobian=None, offset=(0.0, 0.0), band_index=(0,), oversampling=1
+):
     """Observation without data, with one PSF in all bands, in double precision."""
     same = jacobian is None
     return Observation(
@@ -102,6 +104,7 @@ def observe(image, shape, jacobian=None, offset=(0.0, 0.0), band_index=(0,)):
         offset=jnp.asarray(offset, float),
         band_index=band_index,
         same_grid=same,
+        sampling=Sampling() if same else Sampling.of(jacobian, oversampling),
     )
 
 
@@ -204,6 +207,7 @@ STAMP_GRIDS = {
     "same": (None, 0, 3.0, 61),
     "lsst": (0.2 / 0.168, 17, 3.0, 61),
     "coarse": (0.168 / 0.03, 17, 8.0, 151),
+    "aligned": (0.168 / 0.03, 0, 8.0, 151),
 }
 
 
@@ -245,12 +249,80 @@ def test_stamps_match_galsim(kind, name):
         check(model, expected)
 
 
+@pytest.mark.parametrize("degrees", [0, 17])
+def test_frequencies_that_are_left_out_do_not_matter(degrees, rng):
+    """An HSC-like grid holds the lowest tenth of what a model for HST does."""
+    jacobian = grid(0.168 / 0.03, degrees)
+    observation = observe(moffat(size=41)[0], (23, 19), jacobian, (3.0, -4.0))
+    whole = eqx.tree_at(lambda o: o.image, observation, observation.image)
+    object.__setattr__(whole, "sampling", Sampling())
+    few, all_of_them = (
+        Renderer.of(o, 101, jnp.array(SIGMA)) for o in (observation, whole)
+    )
+    assert few.n_low < 0.35 * all_of_them.n_low
+    stamp, center = jnp.asarray(rng.random((1, 101, 101))), jnp.array([60.3, 48.9])
+    found, expected = (
+        np.asarray(r.render_stamps(stamp, center)) for r in (few, all_of_them)
+    )
+    # The kernel of interpolation is right to 1e-5 of the peak.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * expected.max())
+
+
+@pytest.mark.parametrize("kind", ["exponential", 1.0])
+def test_an_undersampled_image_with_an_oversampled_psf(kind):
+    """A PSF of 1.1 pixels FWHM, known on a grid that is four times finer."""
+    fine, ratio, stamp = 4, 3.0, 151
+    jacobian, shape, at = grid(ratio, 0), (31, 33), np.array([15.2, 16.4])
+    psf = galsim.Moffat(beta=4.765, fwhm=1.1, gsparams=PARAMS)
+    pixel = galsim.Convolve(psf, galsim.Pixel(1.0), gsparams=PARAMS)
+    image = pixel.drawImage(
+        nx=125, ny=125, scale=1 / fine, method="no_pixel", dtype=float
+    ).array
+    observation = observe(image / image.sum(), shape, jacobian, oversampling=fine)
+    profile, galaxy = pair(kind, 6.0)
+    expected = draw(galaxy, psf, "auto", shape, at, jacobian)
+
+    check(np.asarray(render(scene_of(profile, jacobian @ at), observation)), expected)
+
+    gaussian = galsim.Gaussian(sigma=SIGMA, gsparams=PARAMS)
+    pixels = galsim.Convolve(galaxy, gaussian).drawImage(
+        nx=stamp, ny=stamp, scale=1.0, method="no_pixel", dtype=float
+    )
+    renderer = Renderer.of(observation, stamp, jnp.array(SIGMA))
+    stamps = jnp.asarray(pixels.array)[None]
+    model = renderer.render_stamps(stamps, jnp.asarray(jacobian @ at))
+    check(np.asarray(model)[0], expected)
+    # The same PSF without the finer grid is aliased.
+    coarse = image[2::fine, 2::fine]
+    aliased = observe(coarse / coarse.sum(), shape, jacobian)
+    renderer = Renderer.of(aliased, stamp, jnp.array(SIGMA))
+    wrong = np.asarray(renderer.render_stamps(stamps, jnp.asarray(jacobian @ at)))[0]
+    assert np.abs(wrong - expected).max() > 2e-3 * expected.max()
+
+
+def test_an_oversampled_psf_needs_a_finer_model():
+    with pytest.raises(ValueError, match="finer model grid"):
+        image, _, _ = moffat(size=21)
+        Observation(
+            jnp.zeros((1, 9, 9)),
+            jnp.ones((1, 9, 9)),
+            jnp.asarray(image)[None],
+            jnp.eye(2),
+            jnp.zeros(2),
+            (0,),
+            True,
+            Sampling(oversampling=2),
+        )
+
+
 # ------------------------------------------------------------- adjoint, gradients, masks
 
+TURNS = [(None, 0), (0.2 / 0.168, 17), (0.2 / 0.168, 0)]
 
-@pytest.mark.parametrize("ratio", [None, 0.2 / 0.168])
-def test_adjoint_of_stamps(ratio, rng):
-    jacobian = None if ratio is None else grid(ratio, 17)
+
+@pytest.mark.parametrize(("ratio", "degrees"), TURNS)
+def test_adjoint_of_stamps(ratio, degrees, rng):
+    jacobian = None if ratio is None else grid(ratio, degrees)
     image, _, _ = moffat(size=21)
     observation = observe(image, (31, 27), jacobian, band_index=(0, 1))
     renderer = Renderer.of(observation, 23, jnp.array(SIGMA))
@@ -318,10 +390,10 @@ def noisy(scene, jacobian, rng, shape=(21, 21)):
     )
 
 
-@pytest.mark.parametrize("ratio", [None, 0.2 / 0.168])
-def test_likelihood_gradients_match_finite_differences(ratio, rng):
+@pytest.mark.parametrize(("ratio", "degrees"), TURNS)
+def test_likelihood_gradients_match_finite_differences(ratio, degrees, rng):
     scene = two_sources()
-    jacobian = None if ratio is None else grid(ratio, 17)
+    jacobian = None if ratio is None else grid(ratio, degrees)
     observation, renderer = noisy(scene, jacobian, rng)
     flat, unflatten = ravel_pytree(scene)
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from blendem.observation import Observation
+from blendem.observation import Observation, Sampling
 
 
 class Blend(eqx.Module):
@@ -74,6 +74,7 @@ def pad_observation(
     offset: Float[np.ndarray, " 2"],
     band_index: tuple[int, ...],
     same_grid: bool,
+    oversampling: int = 1,
 ) -> Observation:
     """An observation padded at the far edges with masked zeros to `size` pixels.
 
@@ -92,6 +93,7 @@ def pad_observation(
         offset=np.asarray(offset, np.float32),
         band_index=tuple(band_index),
         same_grid=bool(same_grid),
+        sampling=Sampling() if same_grid else Sampling.of(jacobian, oversampling),
     )
 
 

@@ -1,9 +1,41 @@
 """What was observed of a blend, and how likely a model makes it."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+STEPS = 16  # of the band limit, so that blends of a field share a program
+ALIGNED = 1e-4  # rotation that counts as none [model pixel per observed pixel]
+
+
+class Sampling(NamedTuple):
+    """What is known of an observation's grid when its program is compiled.
+
+    Attributes:
+        aligned: Rows and columns are those of the model but for their scale.
+        band_limit: Highest frequency that the PSF image holds, along the axes of the model
+            [Nyquist frequency of the model].
+        oversampling: Pixels of the PSF image per observed pixel, along an axis.
+    """
+
+    aligned: bool = False
+    band_limit: float = 1.0
+    oversampling: int = 1
+
+    @classmethod
+    def of(
+        cls, jacobian: Float[np.ndarray, "2 2"], oversampling: int = 1
+    ) -> "Sampling":
+        """Of an observation with this map to model pixels."""
+        jacobian = np.asarray(jacobian, float)
+        rotation = np.abs([jacobian[0, 1], jacobian[1, 0]]).max()
+        # Corners of the Nyquist square of the PSF image, in model frequencies.
+        corner = np.abs(np.linalg.inv(jacobian)).sum(axis=0).max() * oversampling
+        limit = min(np.ceil(STEPS * corner - 1e-6) / STEPS, 1.0)
+        return cls(bool(rotation <= ALIGNED), float(limit), int(oversampling))
 
 
 class Observation(eqx.Module):
@@ -13,11 +45,13 @@ class Observation(eqx.Module):
         image: Pixel values [flux unit], shape `(band, height, width)`.
         variance: Noise variance [flux unit^2], same shape; `inf` where masked.
         psf: Effective PSF (pixel response included), centred, odd sides, sum 1, on the
-            observation's own grid, shape `(band, size, size)`.
+            observation's own grid, or one that is finer by `sampling.oversampling`, shape
+            `(band, size, size)`.
         jacobian: d(model pixel)/d(observed pixel), both (y, x), shape `(2, 2)`.
         offset: Model pixel (y, x) of observed pixel (0, 0), shape `(2,)`.
         band_index: Index of each observed band among the bands of the frame. Static.
         same_grid: True where the jacobian is the identity. Static: another program.
+        sampling: More about a grid of its own. Static.
 
     Raises:
         ValueError: If shapes disagree or the PSF has even sides.
@@ -30,6 +64,7 @@ class Observation(eqx.Module):
     offset: Float[Array | np.ndarray, " 2"]
     band_index: tuple[int, ...] = eqx.field(static=True)
     same_grid: bool = eqx.field(static=True)
+    sampling: Sampling = eqx.field(static=True, default=Sampling())
 
     def __check_init__(self):
         image, variance, psf = self.image, self.variance, self.psf
@@ -49,6 +84,11 @@ class Observation(eqx.Module):
             raise ValueError(
                 f"`psf` must have odd sides so that it has a central pixel; got"
                 f" {psf.shape}. Pad or crop by one pixel."
+            )
+        if self.same_grid and self.sampling.oversampling != 1:
+            raise ValueError(
+                f"a PSF image of {self.sampling.oversampling} pixels per observed pixel holds"
+                " more than model pixels of that size can: use a finer model grid."
             )
 
     @property

@@ -1,8 +1,10 @@
 """Transforms of point spread functions, and the difference kernel."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.fft
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Num
 
 # The difference kernel divides by the model PSF. Where its transform falls below this
 # value the division is damped, so that noise of a measured PSF image is not blown up.
@@ -11,12 +13,33 @@ from jaxtyping import Array, Complex, Float
 KERNEL_FLOOR = 1e-3
 
 
-def frequencies(n: int, dtype=jnp.float32) -> tuple[Array, Array]:
-    """Angular frequencies (ky, kx) [radian / pixel] of an `rfft2` of side `n`."""
-    ky = 2 * jnp.pi * jnp.fft.fftfreq(n).astype(dtype)
-    kx = 2 * jnp.pi * jnp.fft.rfftfreq(n).astype(dtype)
+def frequencies(
+    n: int, dtype=jnp.float32, n_low: int | None = None
+) -> tuple[Array, Array]:
+    """Angular frequencies (ky, kx) [radian / pixel] of an `rfft2` of side `n`.
+
+    With `n_low` the lowest ones only, in the order of an `rfft2` of that side.
+    """
+    low = n if n_low is None else n_low
+    step = 2 * jnp.pi * (low / n)
+    ky = step * jnp.fft.fftfreq(low).astype(dtype)
+    kx = step * jnp.fft.rfftfreq(low).astype(dtype)
     ky, kx = jnp.meshgrid(ky, kx, indexing="ij")
     return ky, kx
+
+
+def crop_frequencies(
+    transform: Num[Array | np.ndarray, "*batch n half"], n_low: int
+) -> Num[Array | np.ndarray, "*batch low halflow"]:
+    """The lowest frequencies of an `rfft2`, as `frequencies` has them; NumPy or JAX."""
+    if n_low == transform.shape[-2]:
+        return transform
+    half = n_low // 2
+    xp = jnp if isinstance(transform, jax.Array) else np
+    rows = xp.concatenate(
+        [transform[..., :half, :], transform[..., -half:, :]], axis=-2
+    )
+    return rows[..., : half + 1]
 
 
 def fast_length(n: int) -> int:

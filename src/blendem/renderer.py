@@ -2,7 +2,9 @@
 
 Closed-form profiles are multiplied by the PSF on the observation's own Fourier grid, so
 that shifts, scales and rotations are exact. Free pixels (stamps) take the difference
-kernel: on a shared grid by a phase, otherwise by band-limited interpolation.
+kernel: on a shared grid by a phase, on one that is turned by band-limited interpolation, and where
+only the scale differs by Fourier sums straight onto rows and columns. Frequencies that an
+observation does not hold are left out from the start.
 """
 
 import equinox as eqx
@@ -11,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from blendem.observation import Observation
+from blendem.observation import Observation, Sampling
 from blendem.psf import (
+    crop_frequencies,
     difference_kernel,
     fast_length,
     frequencies,
@@ -31,26 +34,29 @@ class Renderer(eqx.Module):
 
     Attributes:
         psf_fourier: Transform of the PSF on the observation's FFT grid.
-        kernel: Difference kernel on the FFT grid of the stamps (the observation's own
-            where the grids agree, else that of the model pixels).
+        kernel: Difference kernel on the frequencies of the stamps that the observation
+            holds: all of `n_stamp` on a shared grid, else the lowest `n_low`.
         jacobian, offset: As in `Observation`.
         psf_sigma: Sigma of the model PSF [model pixel].
         shape: Height and width of the observation. Static.
-        n_image: Side of the observation's FFT grid. Static.
-        n_stamp: Side of the stamps' FFT grid. Static.
-        same_grid, band_index: As in `Observation`. Static.
+        n_image: Side of the observation's FFT grid [pixel of the PSF image]. Static.
+        n_stamp: Side of the stamps' FFT grid [model pixel]. Static.
+        n_low: Frequencies that are kept along an axis, at most `n_stamp`. Static.
+        same_grid, band_index, sampling: As in `Observation`. Static.
     """
 
     psf_fourier: Complex[Array, "band n half"]
-    kernel: Complex[Array, "band m halfm"]
+    kernel: Complex[Array, "band low halflow"]
     jacobian: Float[Array, "2 2"]
     offset: Float[Array, " 2"]
     psf_sigma: Float[Array, ""]
     shape: tuple[int, int] = eqx.field(static=True)
     n_image: int = eqx.field(static=True)
     n_stamp: int = eqx.field(static=True)
+    n_low: int = eqx.field(static=True)
     same_grid: bool = eqx.field(static=True)
     band_index: tuple[int, ...] = eqx.field(static=True)
+    sampling: Sampling = eqx.field(static=True)
 
     @classmethod
     def of(
@@ -64,22 +70,25 @@ class Renderer(eqx.Module):
         dtype = observation.image.dtype
         psf = observation.psf.astype(dtype)
         psf_sigma = jnp.asarray(psf_sigma, dtype)
-        reach = (stamp + psf.shape[-1]) // 2
-        n_image = fast_length(max(observation.image.shape[-2:]) + reach)
+        fine = observation.sampling.oversampling
+        reach = (fine * stamp + psf.shape[-1]) // 2
+        n_image = fast_length(fine * max(observation.image.shape[-2:]) + reach)
         psf_fourier = image_transform(psf, n_image)
         jacobian = observation.jacobian.astype(dtype)
         if observation.same_grid:
             # The patch that a convolved stamp fills, whatever the size of the image.
-            n_stamp = fast_length(stamp + psf.shape[-1] - 1)
+            n_stamp = n_low = fast_length(stamp + psf.shape[-1] - 1)
             ky, kx = frequencies(n_stamp, dtype)
             observed = image_transform(psf, n_stamp)
         else:
             # The PSF may reach far in small model pixels; stamps that are larger than
             # it set the scale, and what wraps around is below the PSF's own wings.
             n_stamp = fast_length(2 * stamp)
-            ky, kx = frequencies(n_stamp, dtype)
-            ky_o = jacobian[0, 0] * ky + jacobian[1, 0] * kx
-            kx_o = jacobian[0, 1] * ky + jacobian[1, 1] * kx
+            n_low = _kept(n_stamp, observation.sampling.band_limit)
+            ky, kx = frequencies(n_stamp, dtype, n_low)
+            to_psf = jacobian / fine
+            ky_o = to_psf[0, 0] * ky + to_psf[1, 0] * kx
+            kx_o = to_psf[0, 1] * ky + to_psf[1, 1] * kx
             observed = image_transform_at(psf, ky_o, kx_o)
         kernel = difference_kernel(observed, gaussian_transform(ky, kx, psf_sigma))
         return cls(
@@ -91,8 +100,10 @@ class Renderer(eqx.Module):
             shape=tuple(observation.image.shape[-2:]),
             n_image=n_image,
             n_stamp=n_stamp,
+            n_low=n_low,
             same_grid=observation.same_grid,
             band_index=observation.band_index,
+            sampling=observation.sampling,
         )
 
     def observed_center(self, center: Float[Array, " 2"]) -> Float[Array, " 2"]:
@@ -101,12 +112,54 @@ class Renderer(eqx.Module):
             return center - self.offset
         return jnp.linalg.solve(self.jacobian, center - self.offset)
 
+    def fine_center(self, center: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        """Position (y, x) of a model pixel on the observation's FFT grid."""
+        return self.sampling.oversampling * self.observed_center(center)
+
+    def stamp_frequencies(self) -> tuple[Array, Array]:
+        """Frequencies (ky, kx) of the kernel and of `stamp_transform` [radian / model pixel]."""
+        return frequencies(self.n_stamp, self.psf_sigma.dtype, self.n_low)
+
+    def stamp_axes(self) -> tuple[Float[Array, " low"], Float[Array, " halflow"]]:
+        """`stamp_frequencies` along either axis."""
+        ky, kx = self.stamp_frequencies()
+        return ky[:, 0], kx[0]
+
+    def half_plane(self) -> Float[Array, " halflow"]:
+        """Weights with which the half plane of frequencies sums up to an image."""
+        index = jnp.arange(self.n_low // 2 + 1)
+        # It stands for both halves, but for its first and last column.
+        double = jnp.where((index > 0) & (index < self.n_low // 2), 2.0, 1.0)
+        return double.astype(self.psf_sigma.dtype) / self.n_stamp**2
+
+    def model_axes(
+        self, center: Float[Array, " 2"]
+    ) -> tuple[Float[Array, " height"], Float[Array, " width"]]:
+        """Rows and columns of an aligned observation, from `center` [model pixel]."""
+        dtype = self.psf_sigma.dtype
+        y, x = (jnp.arange(n, dtype=dtype) for n in self.shape)
+        if not self.same_grid:
+            y, x = self.jacobian[0, 0] * y, self.jacobian[1, 1] * x
+        return y + self.offset[0] - center[0], x + self.offset[1] - center[1]
+
+    def pixel_area(self) -> Float[Array, ""] | float:
+        """Area of an observed pixel [model pixel]."""
+        if self.same_grid:
+            return 1.0
+        jac = self.jacobian
+        return jnp.abs(jac[0, 0] * jac[1, 1] - jac[0, 1] * jac[1, 0])
+
+    @property
+    def separable(self) -> bool:
+        """Whether rows and columns of the observation are those of the model."""
+        return self.same_grid or self.sampling.aligned
+
     def model_frequencies(self) -> tuple[Array, Array]:
         """Frequencies of the observation's FFT grid, in radian / *model* pixel."""
         ky, kx = frequencies(self.n_image, self.psf_sigma.dtype)
         if self.same_grid:
             return ky, kx
-        inverse = jnp.linalg.inv(self.jacobian)
+        inverse = self.sampling.oversampling * jnp.linalg.inv(self.jacobian)
         return (
             inverse[0, 0] * ky + inverse[1, 0] * kx,
             inverse[0, 1] * ky + inverse[1, 1] * kx,
@@ -115,7 +168,7 @@ class Renderer(eqx.Module):
     def phase(self, center: Float[Array, " 2"]) -> Complex[Array, "n half"]:
         """Transform of a unit impulse at model pixel `center` (y, x)."""
         ky, kx = frequencies(self.n_image, self.psf_sigma.dtype)
-        y, x = self.observed_center(center)
+        y, x = self.fine_center(center)
         return jnp.exp(-1j * (ky * y + kx * x))
 
     def render_fourier(
@@ -123,17 +176,19 @@ class Renderer(eqx.Module):
     ) -> Float[Array, "*batch height width"]:
         """Inverse transform from the observation's FFT grid, cropped to the image."""
         image = jnp.fft.irfft2(transform, s=(self.n_image, self.n_image))
-        return image[..., : self.shape[0], : self.shape[1]]
+        fine = self.sampling.oversampling
+        height, width = (fine * n for n in self.shape)
+        return image[..., :height:fine, :width:fine] * fine**2
 
     def stamp_transform(
         self, stamps: Float[Array, "*batch band stamp stamp"]
-    ) -> Complex[Array, "*batch band m halfm"]:
-        """Transform of centred stamps on their FFT grid, before any shift.
+    ) -> Complex[Array, "*batch band low halflow"]:
+        """Transform of centred stamps at `stamp_frequencies`, before any shift.
 
         It depends on the FFT grid only, not on the observation: for the modes of a prior it is
         computed once and shared by all blends of a bucket.
         """
-        return image_transform(stamps, self.n_stamp)
+        return crop_frequencies(image_transform(stamps, self.n_stamp), self.n_low)
 
     def render_stamps(
         self,
@@ -145,7 +200,7 @@ class Renderer(eqx.Module):
 
     def render_transform(
         self,
-        transform: Complex[Array, "*batch band m halfm"],
+        transform: Complex[Array, "*batch band low halflow"],
         center: Float[Array, " 2"],
     ) -> Float[Array, "*batch band height width"]:
         """Image of stamps given by `stamp_transform`, at model pixel `center`."""
@@ -153,8 +208,8 @@ class Renderer(eqx.Module):
 
     def render_band(
         self,
-        transform: Complex[Array, "*batch m halfm"],
-        kernel: Complex[Array, "*band m halfm"],
+        transform: Complex[Array, "*batch low halflow"],
+        kernel: Complex[Array, "*band low halflow"],
         center: Float[Array, " 2"],
     ) -> Float[Array, "*batch height width"]:
         """As `render_transform`, with the kernel of the wanted bands given."""
@@ -164,8 +219,8 @@ class Renderer(eqx.Module):
 
     def render_pixels(
         self,
-        transform: Complex[Array, "*batch m halfm"],
-        kernel: Complex[Array, "*band m halfm"],
+        transform: Complex[Array, "*batch low halflow"],
+        kernel: Complex[Array, "*band low halflow"],
         center: Float[Array, " 2"],
         pixels: Int[Array, " pixel"],
     ) -> Float[Array, "*batch pixel"]:
@@ -176,6 +231,10 @@ class Renderer(eqx.Module):
         """
         lead = transform.ndim - kernel.ndim
         transform = transform * kernel.reshape((1,) * lead + kernel.shape)
+        if self.separable and not self.same_grid:
+            flat = transform.reshape(-1, *transform.shape[-2:])
+            values = self._sum_onto_axes(flat, center)[pixels]
+            return values.T.reshape(*transform.shape[:-2], len(pixels))
         if not self.same_grid:
             image = self._interpolate(transform, center)
             return image.reshape(*image.shape[:-2], -1)[..., pixels]
@@ -200,35 +259,35 @@ class Renderer(eqx.Module):
 
     def render_columns(
         self,
-        transform: Complex[Array, "column m halfm"],
-        kernel: Complex[Array, "m halfm"],
+        transform: Complex[Array, "column low halflow"],
+        kernel: Complex[Array, "low halflow"],
         center: Float[Array, " 2"],
         pixels: Int[Array, " pixel"],
     ) -> Float[Array, "pixel column"]:
         """As `render_pixels` transposed, for many stamps at one centre.
 
-        On a shared grid the inverse transform is two real matrix products straight onto the
-        image's rows and columns, which hold the whole shift: no FFT, and pixels are
+        Where rows and columns are those of the model, the inverse transform is two real matrix
+        products straight onto them, which hold the whole shift: no FFT, and pixels are
         picked as rows of memory. Faster on a CPU than FFT and gather.
         """
-        if not self.same_grid:
+        if not self.separable:
             return self.render_pixels(transform, kernel, center, pixels).T
-        m, dtype = self.n_stamp, self.psf_sigma.dtype
-        transform = transform * kernel[None]
-        at = self.observed_center(center)
-        ky = 2 * jnp.pi * jnp.fft.fftfreq(m).astype(dtype)
-        kx = 2 * jnp.pi * jnp.fft.rfftfreq(m).astype(dtype)
-        # The half plane stands for both, but for its first and last column.
-        double = (
-            jnp.where((kx > 0) & (jnp.arange(m // 2 + 1) < m // 2), 2.0, 1.0) / m**2
-        )
-        y = jnp.arange(self.shape[0], dtype=dtype) - at[0]
-        x = jnp.arange(self.shape[1], dtype=dtype) - at[1]
+        return self._sum_onto_axes(transform * kernel[None], center)[pixels]
+
+    def _sum_onto_axes(
+        self,
+        transform: Complex[Array, "column low halflow"],
+        center: Float[Array, " 2"],
+    ) -> Float[Array, "pixel column"]:
+        """Fourier sums onto all pixels, row by row, for rows and columns of the model."""
+        m, dtype = self.n_low, self.psf_sigma.dtype
+        ky, kx = self.stamp_axes()
+        y, x = self.model_axes(center)
         # A patch ends where its periodic copy begins.
-        inside_y = (jnp.abs(y) < m / 2).astype(dtype)[:, None]
-        inside_x = (jnp.abs(x) < m / 2).astype(dtype)[None, :]
+        inside_y = (jnp.abs(y) < self.n_stamp / 2).astype(dtype)[:, None]
+        inside_x = (jnp.abs(x) < self.n_stamp / 2).astype(dtype)[None, :]
         angle_y, angle_x = y[:, None] * ky[None, :], kx[:, None] * x[None, :]
-        weight = inside_x * double.astype(dtype)[:, None]
+        weight = inside_x * (self.half_plane() * self.pixel_area())[:, None]
         cos_x, sin_x = jnp.cos(angle_x) * weight, jnp.sin(angle_x) * weight
         right = jnp.concatenate(
             [
@@ -243,10 +302,12 @@ class Renderer(eqx.Module):
         rows = rows.reshape(*rows.shape[:2], 2, self.shape[1])
         rows = rows.transpose(2, 1, 3, 0).reshape(2 * m, -1)
         values = jnp.matmul(left, rows, precision=exact)
-        return values.reshape(-1, transform.shape[0])[pixels]
+        return values.reshape(-1, transform.shape[0])
 
     def _interpolate(
-        self, transform: Complex[Array, "*batch m halfm"], center: Float[Array, " 2"]
+        self,
+        transform: Complex[Array, "*batch low halflow"],
+        center: Float[Array, " 2"],
     ) -> Float[Array, "*batch height width"]:
         """Evaluate a convolved stamp on the observation's pixels.
 
@@ -258,7 +319,8 @@ class Renderer(eqx.Module):
         References:
             Barnett, Magland & af Klinteberg 2019, SIAM J. Sci. Comput. 41, C479.
         """
-        m, big = self.n_stamp, UPSAMPLE * self.n_stamp
+        m, big = self.n_low, UPSAMPLE * self.n_low
+        zoom = big / self.n_stamp  # pixels of the upsampled patch per model pixel
         dtype = self.psf_sigma.dtype
         inverse = (
             1 / kernel_transform(2 * np.pi * np.fft.fftfreq(m) / UPSAMPLE)
@@ -277,7 +339,7 @@ class Renderer(eqx.Module):
             ],
             axis=-2,
         )
-        image = jnp.fft.irfft2(rows, s=(big, big)) * UPSAMPLE**2
+        image = jnp.fft.irfft2(rows, s=(big, big)) * zoom**2
         image = jnp.roll(image, (big // 2, big // 2), (-2, -1))
 
         height, width = self.shape
@@ -291,8 +353,8 @@ class Renderer(eqx.Module):
             x - self.observed_center(center)[1],
         )
         jac = self.jacobian
-        at_y = (jac[0, 0] * dy + jac[0, 1] * dx) * UPSAMPLE + big // 2
-        at_x = (jac[1, 0] * dy + jac[1, 1] * dx) * UPSAMPLE + big // 2
+        at_y = (jac[0, 0] * dy + jac[0, 1] * dx) * zoom + big // 2
+        at_x = (jac[1, 0] * dy + jac[1, 1] * dx) * zoom + big // 2
         index_y, weight_y = _taps(at_y.ravel(), big)
         index_x, weight_x = _taps(at_x.ravel(), big)
         flat = image.reshape(*image.shape[:-2], big * big)
@@ -303,8 +365,13 @@ class Renderer(eqx.Module):
                 tap = jnp.take(flat, index_y[i] * big + index_x[j], axis=-1)
                 out = out + tap * weight.reshape((1,) * (tap.ndim - 1) + weight.shape)
         # Flux per model pixel -> flux per observed pixel.
-        area = jnp.abs(jac[0, 0] * jac[1, 1] - jac[0, 1] * jac[1, 0])
-        return (out * area).reshape(*image.shape[:-2], height, width)
+        return (out * self.pixel_area()).reshape(*image.shape[:-2], height, width)
+
+
+def _kept(n: int, band_limit: float) -> int:
+    """Even number of frequencies of a grid of side `n` that a band limit leaves."""
+    # The last one stands for both signs: it is to lie beyond the limit.
+    return min(n, fast_length(int(np.ceil(band_limit * n)) + 2))
 
 
 def kernel_transform(k: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

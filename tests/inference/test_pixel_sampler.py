@@ -10,7 +10,7 @@ from blendem.blend import pad_observation, pad_sources, stack
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.batch import statistics_of
 from blendem.inference.conjugate import conjugate_gradients
-from blendem.inference.operator import AnyGrid, SharedGrid
+from blendem.inference.operator import AnyGrid, Separable
 from blendem.inference.pixel_problem import pixel_problem
 from blendem.inference.pixel_sampler import (
     PixelSettings,
@@ -278,7 +278,7 @@ def test_matrix_operator_is_the_renderer(rng):
     at = CENTERS - np.array([[5.0, 0.0], [0.0, 0.0]])  # the first patch ends inside
     centers = jnp.asarray(at, jnp.float32)
     x = jnp.asarray(rng.normal(size=(2, BANDS, STAMP, STAMP)), jnp.float32)
-    fast, plain = SharedGrid.of(renderer, STAMP, centers), AnyGrid(renderer, centers)
+    fast, plain = Separable.of(renderer, STAMP, centers), AnyGrid(renderer, centers)
     one, other = np.asarray(fast.each(x[:, None])), np.asarray(plain.each(x[:, None]))
     pixels = np.arange(SIZE)
     away = np.abs(pixels[None, None] - at[:, :, None])  # (source, axis, pixel)

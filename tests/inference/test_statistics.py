@@ -13,9 +13,9 @@ from blendem.inference.statistics import (
     compute_statistics,
     transform_basis,
 )
-from blendem.observation import Observation
+from blendem.observation import Observation, Sampling
 from blendem.prior.gaussian import Basis
-from blendem.psf import frequencies, gaussian_transform
+from blendem.psf import gaussian_transform
 from blendem.renderer import Renderer
 
 STAMP, SIGMA, N_BANDS = 9, jnp.array(0.7), 2
@@ -58,6 +58,7 @@ def make_blend(rng):
     for shape, jacobian, offset, index, same in [
         ((19, 21), np.eye(2), np.zeros(2), (0, 1), True),
         ((17, 17), TURNED, np.array([-3.0, 4.0]), (1,), False),
+        ((11, 12), np.diag([1.9, 2.17]), np.array([-2.0, -1.0]), (0,), False),
     ]:
         variance = 0.02 + 0.02 * rng.random((len(index), *shape))
         variance[:, 4:6, 5:9] = np.inf
@@ -69,6 +70,7 @@ def make_blend(rng):
             jnp.asarray(offset),
             index,
             same,
+            Sampling() if same else Sampling.of(jacobian),
         )
         renderer = Renderer.of(empty, STAMP, SIGMA)
         light = np.asarray(make_basis().mean)[list(index)]
@@ -93,7 +95,7 @@ def dense(blend, basis, result, settings):
         index = list(observation.band_index)
         renderer = Renderer.of(observation, STAMP, SIGMA)
         stamp = eqx.filter_jit(renderer.render_stamps)
-        ky, kx = frequencies(renderer.n_stamp, jnp.float64)
+        ky, kx = renderer.stamp_frequencies()
         point = gaussian_transform(ky, kx, SIGMA)[None].astype(complex)
         point = jnp.repeat(point, len(index), axis=0)
         psf = jax.jit(lambda c, r=renderer, p=point: r.render_transform(p, c))
@@ -140,8 +142,7 @@ def solved():
     blend, basis = make_blend(np.random.default_rng(7)), make_basis()
     settings = Settings(0, STAMP, iterations=2, sky_sigma=0.3)
     transforms = [
-        transform_basis(basis, Renderer.of(o, STAMP, SIGMA).n_stamp, o.band_index)
-        for o in blend.observations
+        transform_basis(basis, Renderer.of(o, STAMP, SIGMA)) for o in blend.observations
     ]
     run = eqx.filter_jit(compute_statistics)
     result = run(blend, transforms, N_BANDS, SIGMA, settings)

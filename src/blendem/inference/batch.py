@@ -59,7 +59,7 @@ def transforms_of(stack: Blend, basis: Basis) -> tuple[BasisTransforms, ...]:
         shape = jax.eval_shape(
             partial(Renderer.of, stamp=stamp, psf_sigma=jnp.float32(0.7)), observation
         )
-        transform = transform_basis(basis, shape.n_stamp, observation.band_index)
+        transform = transform_basis(basis, shape)
         result.append(jax.tree.map(jnp.asarray, transform))
     return tuple(result)
 

@@ -178,7 +178,7 @@ def _render(
     shape = jnp.where(is_star[:, None, None], 1.0, shape)
     # `Renderer.phase` as a product of one factor per axis, which spares the exponentials.
     ly, lx = frequencies(renderer.n_image, ky.dtype)
-    at = jax.vmap(renderer.observed_center)(centers)
+    at = jax.vmap(renderer.fine_center)(centers)
     rows = jnp.exp(-1j * ly[None, :, 0] * at[:, :1])
     columns = jnp.exp(-1j * lx[None, 0, :] * at[:, 1:])
     total = 0.0
@@ -317,7 +317,7 @@ class _Unknowns(NamedTuple):
 def _project(renderer, stamps, star_flux, centers) -> Float[Array, "band height width"]:
     """Sum of all sources on an observation, without the sky; linear."""
     index = jnp.asarray(renderer.band_index)
-    ky, kx = frequencies(renderer.n_stamp, renderer.psf_sigma.dtype)
+    ky, kx = renderer.stamp_frequencies()
     point = gaussian_transform(ky, kx, renderer.psf_sigma)
     transform = jax.vmap(renderer.stamp_transform)(stamps[:, index])
     transform = transform + star_flux[:, index, None, None] * point[None, None]

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from blendem.renderer import Renderer
 
 
-class SharedGrid(eqx.Module):
-    """Operator of an observation whose pixels are those of the model.
+class Separable(eqx.Module):
+    """Operator of an observation whose rows and columns are those of the model.
 
     Same as `Renderer.render_stamps` summed over the sources: to Fourier space, times the
     kernel, and back onto the rows and columns of the image, which hold the shift.
@@ -37,11 +37,10 @@ class SharedGrid(eqx.Module):
     @classmethod
     def of(
         cls, renderer: Renderer, stamp: int, centers: Float[Array, "source 2"]
-    ) -> "SharedGrid":
+    ) -> "Separable":
         """The operator of `renderer` for sources at `centers` [model pixel]."""
-        m, dtype = renderer.n_stamp, renderer.psf_sigma.dtype
-        ky = (2 * jnp.pi * jnp.fft.fftfreq(m)).astype(dtype)
-        kx = (2 * jnp.pi * jnp.fft.rfftfreq(m)).astype(dtype)
+        dtype = renderer.psf_sigma.dtype
+        ky, kx = renderer.stamp_axes()
         r = jnp.arange(stamp, dtype=dtype) - stamp // 2
         x, y = r[:, None] * kx[None], r[:, None] * ky[None]
         along_y = jnp.concatenate(
@@ -51,17 +50,13 @@ class SharedGrid(eqx.Module):
             ]
         )
         kernel = jnp.stack([renderer.kernel.real, renderer.kernel.imag], axis=1)
-        half = jnp.arange(m // 2 + 1)
-        # The half plane stands for both, but for its first and last column.
-        double = jnp.where((half > 0) & (half < m // 2), 2.0, 1.0).astype(dtype) / m**2
+        double = renderer.half_plane() * renderer.pixel_area()
 
         def back(center):
-            at = renderer.observed_center(center)
-            y = jnp.arange(renderer.shape[0], dtype=dtype) - at[0]
-            x = jnp.arange(renderer.shape[1], dtype=dtype) - at[1]
+            y, x = renderer.model_axes(center)
             # A patch ends where its periodic copy begins.
-            inside_y = (jnp.abs(y) < m / 2).astype(dtype)[None]
-            inside_x = (jnp.abs(x) < m / 2).astype(dtype)[None]
+            inside_y = (jnp.abs(y) < renderer.n_stamp / 2).astype(dtype)[None]
+            inside_x = (jnp.abs(x) < renderer.n_stamp / 2).astype(dtype)[None]
             angle = ky[:, None] * y[None]
             cos, sin = jnp.cos(angle) * inside_y, jnp.sin(angle) * inside_y
             to_y = jnp.concatenate(
@@ -157,8 +152,8 @@ class AnyGrid(eqx.Module):
 
 def operator_of(
     renderer: Renderer, stamp: int, centers: Float[Array, "source 2"]
-) -> SharedGrid | AnyGrid:
+) -> Separable | AnyGrid:
     """The fastest operator for an observation."""
-    if renderer.same_grid:
-        return SharedGrid.of(renderer, stamp, centers)
+    if renderer.separable:
+        return Separable.of(renderer, stamp, centers)
     return AnyGrid(renderer, centers)

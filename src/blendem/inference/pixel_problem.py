@@ -8,12 +8,12 @@ from jaxtyping import Array, Float
 from blendem.blend import Blend
 from blendem.inference.amplitude import Amplitudes, fit_amplitudes, source_slopes
 from blendem.inference.batch import run_batches
-from blendem.inference.operator import AnyGrid, SharedGrid, operator_of
+from blendem.inference.operator import AnyGrid, Separable, operator_of
 from blendem.inference.statistics import STAR_SPREAD, Settings
 from blendem.precision import single_precision
 from blendem.prior.gaussian import Basis
 from blendem.prior.unet import PixelMoments
-from blendem.psf import frequencies, gaussian_transform
+from blendem.psf import gaussian_transform
 from blendem.renderer import Renderer
 
 BRIGHT = 100.0  # peak S/N of a pixel above which a solve may take more iterations
@@ -33,7 +33,7 @@ class PixelProblem(eqx.Module):
         limit: Most iterations of a solve.
     """
 
-    operators: tuple[SharedGrid | AnyGrid, ...]
+    operators: tuple[Separable | AnyGrid, ...]
     roots: tuple[Array, ...]
     scale: Float[Array, "source band"]
     target: Float[Array, " pixel"]
@@ -142,7 +142,7 @@ def pixel_problem(
 def unit_templates(renderer: Renderer, basis: Basis) -> Array:
     """Transforms of unit-flux templates: mean galaxy, point; `(2, band, m, half)`."""
     mean = renderer.stamp_transform(basis.mean[jnp.asarray(renderer.band_index)])
-    ky, kx = frequencies(renderer.n_stamp, renderer.psf_sigma.dtype)
+    ky, kx = renderer.stamp_frequencies()
     point = gaussian_transform(ky, kx, renderer.psf_sigma).astype(mean.dtype)
     extended = mean / mean[:, :1, :1].real
     return jnp.stack([extended, jnp.broadcast_to(point[None], mean.shape)])

@@ -18,7 +18,7 @@ from jaxtyping import Array, Complex, Float
 from blendem.blend import Blend
 from blendem.inference.amplitude import Amplitudes, fit_amplitudes
 from blendem.prior.gaussian import Basis
-from blendem.psf import frequencies, gaussian_transform
+from blendem.psf import crop_frequencies, gaussian_transform
 from blendem.renderer import Renderer
 
 # Standard deviation of a star's flux in units of its amplitude, per band, about the
@@ -97,24 +97,27 @@ class BasisTransforms(eqx.Module):
     templates: Complex[Array | np.ndarray, "template band m half"]
 
 
-def transform_basis(
-    basis: Basis, n: int, band_index: tuple[int, ...]
-) -> BasisTransforms:
-    """Transform a basis once for all blends of a bucket (SciPy, outside any program)."""
-    index = list(band_index)
+def transform_basis(basis: Basis, renderer: Renderer) -> BasisTransforms:
+    """Transform a basis once for all blends of a bucket (SciPy, outside any program).
+
+    Only static attributes of the renderer are used: its shape is enough.
+    """
+    index, n = list(renderer.band_index), renderer.n_stamp
     side = basis.mean.shape[-1]
 
     def transform(stamps):
         pad = [(0, 0)] * (stamps.ndim - 2) + [(0, n - side)] * 2
         rolled = np.roll(np.pad(stamps, pad), (-(side // 2), -(side // 2)), (-2, -1))
-        return scipy.fft.rfft2(rolled.astype(np.float32))
+        return crop_frequencies(
+            scipy.fft.rfft2(rolled.astype(np.float32)), renderer.n_low
+        )
 
     mean = transform(np.asarray(basis.mean)[index])
     extended = mean / mean[:, :1, :1].real
     ky = 2 * np.pi * scipy.fft.fftfreq(n)[:, None]
     kx = 2 * np.pi * scipy.fft.rfftfreq(n)[None, :]
     compact = np.exp(-0.5 * (ky**2 + kx**2) * float(basis.psf_sigma) ** 2)
-    compact = np.broadcast_to(compact, mean.shape)
+    compact = np.broadcast_to(crop_frequencies(compact, renderer.n_low), mean.shape)
     return BasisTransforms(
         modes=np.stack([transform(np.asarray(basis.modes)[:, i]) for i in index]),
         mean=mean.astype(np.complex64),
@@ -204,8 +207,7 @@ def _accumulate(
     n_modes, n_sources = transform.modes.shape[1], len(blend.present)
     scale = jnp.where(blend.present, amplitudes.scale, 0.0)
     centers = amplitudes.centers
-    m = renderer.n_stamp
-    ky, kx = frequencies(m, dtype)
+    ky, kx = renderer.stamp_frequencies()
     point = gaussian_transform(ky, kx, renderer.psf_sigma).astype(renderer.kernel.dtype)
     weight = observation.weight
     count = jnp.sum(weight > 0, axis=(-2, -1))

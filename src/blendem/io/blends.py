@@ -10,9 +10,10 @@ import numpy as np
 
 from blendem.blend import Blend
 from blendem.io.h5 import read_h5, write_h5
-from blendem.observation import Observation
+from blendem.observation import Observation, Sampling
 
 LEAVES = ("image", "variance", "psf", "jacobian", "offset")  # of an observation
+STATIC = ("band_index", "same_grid", "sampling")  # likewise
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def signature(blend: Blend) -> tuple:
     return (
         len(blend.present),
         tuple(
-            (o.image.shape, o.psf.shape, o.band_index, o.same_grid)
+            (o.image.shape, o.psf.shape, *(getattr(o, name) for name in STATIC))
             for o in blend.observations
         ),
     )
@@ -70,7 +71,7 @@ def write_blends(path: str | Path, blends: BlendSet) -> None:
     arrays: dict[str, Any] = {"sources": blends.sources, "blends": blends.blends}
     static = []
     for number, stack in enumerate(blends.stacks):
-        static.append([[list(o.band_index), o.same_grid] for o in stack.observations])
+        static.append([[getattr(o, n) for n in STATIC] for o in stack.observations])
         arrays[f"stack_{number}"] = {
             "centers": stack.centers,
             "is_star": stack.is_star,
@@ -99,8 +100,9 @@ def read_blends(path: str | Path) -> BlendSet:
                     **{name: group[f"observation_{i}"][name][0] for name in LEAVES},
                     band_index=tuple(band_index),
                     same_grid=bool(same_grid),
+                    sampling=Sampling(*sampling),
                 )
-                for i, (band_index, same_grid) in enumerate(static)
+                for i, (band_index, same_grid, sampling) in enumerate(static)
             ),
             *(group[name][0] for name in ("centers", "is_star", "present")),
         )
