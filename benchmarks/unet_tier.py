@@ -198,9 +198,7 @@ def main(
     cpu = time.process_time()
     sums = statistics_of(together, basis, choice, 4)
     say("statistics, CPU per blend", (time.process_time() - cpu) / blends, "s", blends)
-    amplitudes = Amplitudes(
-        *(sums[k] for k in ("scale", "flux", "flux_error", "centers"))
-    )
+    amplitudes = Amplitudes(*(sums[k] for k in Amplitudes._fields))
     pixel = PixelSettings(steps=levels)
     keys = list(jax.random.split(jax.random.key(7), blends))
     tiers = {}

@@ -75,6 +75,7 @@ def pad_observation(
     band_index: tuple[int, ...],
     same_grid: bool,
     oversampling: int = 1,
+    correlation: Float[np.ndarray, "band lag lag"] | None = None,
 ) -> Observation:
     """An observation padded at the far edges with masked zeros to `size` pixels.
 
@@ -94,6 +95,7 @@ def pad_observation(
         band_index=tuple(band_index),
         same_grid=bool(same_grid),
         sampling=Sampling() if same_grid else Sampling.of(jacobian, oversampling),
+        correlation=None if correlation is None else np.float32(correlation),
     )
 
 

@@ -386,6 +386,20 @@ class DetectConfig(Section):
     max_sources: PositiveInt = Field(8, description="larger blends are split")
 
 
+class NoiseConfig(Section):
+    """Noise of the observations."""
+
+    correlation: Literal["given", "estimate", "none"] = Field(
+        "given",
+        description="correlation of the noise of neighbouring pixels: that of the file, where"
+        " it has one; estimated per field, observation and band from pixels without sources; or"
+        " none",
+    )
+    reach: int = Field(
+        3, ge=1, le=10, description="largest lag of the estimate along an axis [pixel]"
+    )
+
+
 class BucketConfig(Section):
     """Shape that blends are padded to; one compilation each."""
 
@@ -442,6 +456,11 @@ class InferConfig(Section):
     )
     centroid_sigma: NonNegativeFloat = Field(
         0.05, description="sd of a centre, marginalised [model pixel]; 0: off"
+    )
+    offset_sigma: NonNegativeFloat = Field(
+        0.0,
+        description="prior sd of the astrometric offset of every observation of a blend from the"
+        " first one [model pixel]; 0: positions agree",
     )
     sky: Literal["none", "flat"] = Field(
         "none", description="unknown flat sky per observation and band, or none"
@@ -513,6 +532,7 @@ class RunConfig(Section):
     prior: PriorConfig = PriorConfig()
     em: EMConfig = EMConfig()
     detect: DetectConfig = DetectConfig()
+    noise: NoiseConfig = NoiseConfig()
     blends: BlendsConfig = BlendsConfig()
     infer: InferConfig = InferConfig()
     map: MapConfig = MapConfig()

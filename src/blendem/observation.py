@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from blendem.noise import Whitening
+
 STEPS = 16  # of the band limit, so that blends of a field share a program
 ALIGNED = 1e-4  # rotation that counts as none [model pixel per observed pixel]
 
@@ -52,6 +54,8 @@ class Observation(eqx.Module):
         band_index: Index of each observed band among the bands of the frame. Static.
         same_grid: True where the jacobian is the identity. Static: another program.
         sampling: More about a grid of its own. Static.
+        correlation: Correlation of the noise of two pixels by their distance (y, x), of odd side,
+            1 at the centre, `(band, lag, lag)`; None: pixels are independent.
 
     Raises:
         ValueError: If shapes disagree or the PSF has even sides.
@@ -65,6 +69,7 @@ class Observation(eqx.Module):
     band_index: tuple[int, ...] = eqx.field(static=True)
     same_grid: bool = eqx.field(static=True)
     sampling: Sampling = eqx.field(static=True, default=Sampling())
+    correlation: Float[Array | np.ndarray, "band lag lag"] | None = None
 
     def __check_init__(self):
         image, variance, psf = self.image, self.variance, self.psf
@@ -96,6 +101,11 @@ class Observation(eqx.Module):
         """Inverse variance, 0 where masked."""
         return jnp.where(jnp.isinf(self.variance), 0.0, 1.0 / self.variance)
 
+    @property
+    def whitening(self) -> Whitening:
+        """Map from images to ones whose noise is white and of variance 1."""
+        return Whitening.of(self.weight, self.correlation)
+
     def to_observed(self, position: Float[Array, " 2"]) -> Float[Array, " 2"]:
         """Observed pixel (y, x) of a model pixel (y, x)."""
         if self.same_grid:
@@ -114,17 +124,17 @@ def log_likelihood(
     masked = jnp.isinf(observation.variance)
     # Mask the residual, not its square: 0 * NaN would still reach the gradient.
     residual = jnp.where(masked, 0.0, observation.image - model)
-    variance = jnp.where(masked, 1.0, observation.variance)
-    log_norm = jnp.where(masked, 0.0, jnp.log(2 * jnp.pi * variance))
-    return -0.5 * jnp.sum(residual**2 / variance + log_norm)
+    whitening = observation.whitening
+    log_norm = jnp.sum(whitening.log_determinant())
+    log_norm = log_norm + jnp.sum(~masked) * jnp.log(2 * jnp.pi)
+    return -0.5 * (jnp.sum(whitening(residual) ** 2) + log_norm)
 
 
 def chi2_per_band(
     model: Float[Array | np.ndarray, "band height width"], observation: Observation
 ) -> tuple[Float[Array, " band"], Float[Array, " band"]]:
-    """Sum of squared residuals over noise sigma, and number of pixels, per band."""
+    """Sum of squares of whitened residuals, and number of pixels, per band."""
     masked = jnp.isinf(observation.variance)
     residual = jnp.where(masked, 0.0, observation.image - model)
-    variance = jnp.where(masked, 1.0, observation.variance)
-    chi2 = jnp.sum(residual**2 / variance, axis=(-2, -1))
+    chi2 = jnp.sum(observation.whitening(residual) ** 2, axis=(-2, -1))
     return chi2, jnp.sum(~masked, axis=(-2, -1)).astype(model.dtype)

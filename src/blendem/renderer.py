@@ -106,6 +106,10 @@ class Renderer(eqx.Module):
             sampling=observation.sampling,
         )
 
+    def moved(self, offset: Float[Array, " 2"]) -> "Renderer":
+        """The same observation with all sources moved by `offset` (y, x) [model pixel]."""
+        return eqx.tree_at(lambda r: r.offset, self, self.offset - offset)
+
     def observed_center(self, center: Float[Array, " 2"]) -> Float[Array, " 2"]:
         """Observed pixel (y, x) of a model pixel (y, x)."""
         if self.same_grid:

@@ -94,6 +94,7 @@ def blend_of(observations, sources=3):
         jnp.asarray(flux),
         jnp.full((sources, 2), 0.1),
         blend.centers,
+        jnp.zeros((1, 2)),
     )
     return blend, init
 
@@ -251,6 +252,7 @@ def tiny(rng):
         jnp.zeros((4, 2, 2)),
         jnp.ones((4, 2)),
         blend.centers,
+        jnp.zeros((1, 2)),
     )
     return blend, init, prior
 

@@ -92,6 +92,7 @@ def amplitudes():
         np.ones((2, 2, BANDS), np.float32),
         np.ones((2, BANDS), np.float32),
         CENTERS.astype(np.float32),
+        np.zeros((1, 2), np.float32),
     )
 
 
@@ -195,7 +196,7 @@ def test_star_flux_is_that_of_least_squares(rng, key, prior):
         10,
         10,
     )
-    root = np.asarray(psf.roots[0])
+    root = np.asarray(psf.whitenings[0].root)
     columns = np.asarray(psf.nuisance).reshape(2, BANDS, BANDS, SIZE, SIZE)
     assert (columns[0] == 0).all()
     # Columns are 3 times the amplitude; the point is that of the model's Gaussian.
@@ -232,7 +233,8 @@ def test_draws_in_the_basis_follow_the_statistics(rng, key, prior, star):
     settings = SETTINGS._replace(centroid_sigma=0.2, sky_sigma=0.5)
     blend = make_blend(rng, 0.3, star=star, slots=3)
     known = Amplitudes(
-        *(np.concatenate([a, a[:1]]).astype(np.float32) for a in amplitudes())
+        *(np.concatenate([a, a[:1]]).astype(np.float32) for a in amplitudes()[:-1]),
+        amplitudes().offsets,
     )
     present = np.array([True, True, False])
     one = jax.tree.map(lambda a: a[None], known)

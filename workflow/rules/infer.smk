@@ -4,7 +4,12 @@
 rule extract_blends:
     input:
         code=modules(
-            "blend", "frame", "survey/extract", "survey/footprints", "survey/detect"
+            "blend",
+            "frame",
+            "noise",
+            "survey/extract",
+            "survey/footprints",
+            "survey/detect",
         ),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),
@@ -23,13 +28,16 @@ rule extract_blends:
         blends=CONFIG.blends.model_dump(),
         detect=CONFIG.detect.model_dump(),
         frame=CONFIG.frame.model_dump(),
+        noise=CONFIG.noise.model_dump(),
     script:
         "../scripts/extract_blends.py"
 
 
 rule compute_statistics:
     input:
-        code=modules("inference/statistics", "inference/amplitude", "renderer", "psf"),
+        code=modules(
+            "inference/statistics", "inference/amplitude", "renderer", "psf", "noise"
+        ),
         blends=f"{OUT}/blends/{{chunk}}.h5",
         basis=BASIS,
     output:

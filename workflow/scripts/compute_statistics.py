@@ -49,6 +49,7 @@ def main(
         centroid_prior=infer.centroid_prior,
         centroid_sigma=infer.centroid_sigma,
         sky_sigma=infer.sky_sigma if infer.sky == "flat" else 0.0,
+        offset_sigma=infer.offset_sigma,
     )
     arrays, start = {}, time.perf_counter()
     for number, stack in enumerate(data.stacks):

@@ -1,12 +1,13 @@
 """Cut the fields of one chunk into padded blends."""
 
+import itertools
 import logging
 from pathlib import Path
 
 import numpy as np
 
 from blendem.blend import Bucket, stack
-from blendem.config import BlendsConfig, DetectConfig, FrameConfig
+from blendem.config import BlendsConfig, DetectConfig, FrameConfig, NoiseConfig
 from blendem.io.blends import BlendSet, signature, write_blends
 from blendem.io.fields import ObservedField, read_observation
 from blendem.io.priors import check_prior, read_prior
@@ -14,7 +15,13 @@ from blendem.io.table import FieldRow, InputError
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import Basis
 from blendem.survey.detect import detect
-from blendem.survey.extract import Plane, SourceFlag, extract_blends, pixel_scale_of
+from blendem.survey.extract import (
+    Plane,
+    SourceFlag,
+    estimate_noise,
+    extract_blends,
+    pixel_scale_of,
+)
 from blendem.survey.instruments import INSTRUMENTS
 
 LOG = logging.getLogger(__name__)
@@ -30,6 +37,7 @@ def main(
     config: BlendsConfig,
     detection: DetectConfig,
     frame: FrameConfig,
+    noise: NoiseConfig,
 ) -> None:
     """Read every field, find its sources where it has no catalog, cut and stack."""
     model, _ = read_prior(prior)
@@ -41,8 +49,11 @@ def main(
         name: [read_observation(row) for row in rows if row.field == name]
         for name in names
     }
-    # One size of PSF images, since each would need a compilation of its own.
-    psf_side = max(o.psf.shape[-1] for group in by_field.values() for o in group)
+    # One size of PSF images of an instrument, since each would need a compilation of its own.
+    psf_side = {}
+    for o in itertools.chain.from_iterable(by_field.values()):
+        known = psf_side.get(o.instrument, 0)
+        psf_side[o.instrument] = max(o.psf.shape[-1], known)
     for name, observed in by_field.items():
         first = observed[0]
         planes = []
@@ -58,7 +69,9 @@ def main(
                 stamp=frame.stamp,
                 pixel_scale=frame.pixel_scale or scale,
             )
-            planes.append(_plane(o, basis, psf_side, frame))
+            side = psf_side[o.instrument]
+            planes.append(_plane(o, basis, side, frame, first.magzero))
+            planes[-1] = _with_noise(planes[-1], o, noise, detection.group_threshold)
         catalog = first.catalog
         if catalog is None:
             catalog = _detect(first, detection)
@@ -138,17 +151,43 @@ def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def _plane(
-    observed: ObservedField, basis: Basis, psf_side: int, frame: FrameConfig
+    observed: ObservedField,
+    basis: Basis,
+    psf_side: int,
+    frame: FrameConfig,
+    magzero: float,
 ) -> Plane:
+    """An observation in the units of the first one of its field."""
     pad = (psf_side - observed.psf.shape[-1]) // 2
+    gain = np.float32(10 ** (0.4 * (magzero - observed.magzero)))
     return Plane(
-        observed.image,
-        observed.variance,
+        gain * observed.image,
+        gain**2 * observed.variance,
         np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)]),
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
         _scale(observed, frame),
     )
+
+
+def _with_noise(
+    plane: Plane, observed: ObservedField, config: NoiseConfig, threshold: float
+) -> Plane:
+    """The plane with the correlation of its noise."""
+    if config.correlation == "none":
+        return plane
+    if config.correlation == "given":
+        return plane._replace(correlation=observed.correlation)
+    try:
+        found = estimate_noise(plane, threshold, config.reach)
+    except ValueError as error:
+        raise InputError(
+            f"{observed.path} (field {observed.field}): noise.correlation: estimate: {error}, or"
+            " set noise.correlation: given"
+        ) from None
+    beside = found[:, config.reach, config.reach + 1]
+    LOG.info("%s: correlation of neighbours %s", observed.path, np.round(beside, 3))
+    return plane._replace(correlation=found)
 
 
 def _scale(observed: ObservedField, frame: FrameConfig) -> float:
@@ -189,4 +228,5 @@ if "snakemake" in globals():
         BlendsConfig(**params.blends),
         DetectConfig(**params.detect),
         FrameConfig(**params.frame),
+        NoiseConfig(**params.noise),
     )

@@ -31,12 +31,15 @@ class Amplitudes(NamedTuple):
         flux_error: Noise of the flux of an isolated source per band, `inf` where the
             band has no data, `(source, band)`.
         centers: Improved centres (y, x) [model pixel], `(source, 2)`.
+        offsets: How far each observation is off the first one (y, x) [model pixel],
+            `(observation, 2)`; 0 where offsets are not fitted.
     """
 
     scale: Float[Array | np.ndarray, "*stack source"]
     flux: Float[Array | np.ndarray, "*stack source template band"]
     flux_error: Float[Array | np.ndarray, "*stack source band"]
     centers: Float[Array | np.ndarray, "*stack source 2"]
+    offsets: Float[Array | np.ndarray, "*stack observation 2"]
 
 
 def nonnegative_least_squares(
@@ -76,8 +79,9 @@ def fit_amplitudes(
     reference: int,
     iterations: int,
     centroid_prior: float,
+    offset_sigma: float = 0.0,
 ) -> Amplitudes:
-    """Fit template fluxes and, if `iterations` > 0, centres.
+    """Fit template fluxes and, if `iterations` > 0, centres and offsets.
 
     Args:
         blend: The blend.
@@ -88,21 +92,24 @@ def fit_amplitudes(
         reference: Index of the reference band, whose flux is the amplitude.
         iterations: Gauss-Newton steps of the centres.
         centroid_prior: Standard deviation of the catalog positions [model pixel].
+        offset_sigma: Standard deviation of the offsets of all observations but the first [model
+            pixel]; 0: they are 0.
     """
-    n = len(blend.present)
+    n, n_observations = len(blend.present), len(renderers)
+    fit_offsets = offset_sigma > 0 and n_observations > 1
     # Stars have the compact template only; padding has none.
     allowed = blend.present[:, None] & jnp.stack(
         [~blend.is_star, jnp.ones_like(blend.is_star)], axis=1
     )
     dtype = renderers[0].psf_sigma.dtype
 
-    def solve(centers):
+    def solve(centers, offsets):
         gram = jnp.zeros((n_bands, n * N_TEMPLATES, n * N_TEMPLATES), dtype)
         rhs = jnp.zeros((n_bands, n * N_TEMPLATES), dtype)
-        for observation, renderer, template in zip(
-            blend.observations, renderers, templates, strict=True
+        for observation, renderer, template, offset in zip(
+            blend.observations, renderers, templates, offsets, strict=True
         ):
-            image = template_images(renderer, template, centers)
+            image = template_images(renderer.moved(offset), template, centers)
             image = image * allowed[:, :, None, None, None]
             image = image.reshape(n * N_TEMPLATES, *image.shape[2:])
             index = jnp.asarray(renderer.band_index)
@@ -114,30 +121,49 @@ def fit_amplitudes(
         flux = jax.vmap(nonnegative_least_squares)(gram, rhs)
         return flux.reshape(n_bands, n, N_TEMPLATES).transpose(1, 2, 0), gram
 
-    def step(centers, _):
-        flux, _ = solve(centers)
-        hessian = jnp.eye(2 * n, dtype=dtype) / centroid_prior**2
-        gradient = -((centers - blend.centers) / centroid_prior**2).ravel()
-        for observation, renderer, template in zip(
-            blend.observations, renderers, templates, strict=True
+    def step(state, _):
+        centers, offsets = state
+        flux, _ = solve(centers, offsets)
+        away = (centers - blend.centers) / centroid_prior**2
+        hessian, gradient = jnp.full(2 * n, 1 / centroid_prior**2), -away.ravel()
+        if fit_offsets:
+            away = offsets[1:] / offset_sigma**2
+            hessian = jnp.append(hessian, jnp.full(away.size, 1 / offset_sigma**2))
+            gradient = jnp.append(gradient, -away.ravel())
+        hessian = jnp.diag(hessian)
+        for number, (observation, renderer, template) in enumerate(
+            zip(blend.observations, renderers, templates, strict=True)
         ):
-            model, slope = source_slopes(renderer, template, centers, flux)
+            moved = renderer.moved(offsets[number])
+            model, slope = source_slopes(moved, template, centers, flux)
             residual = observation.image - jnp.sum(model, axis=0)
-            weight = observation.weight
+            weight, whole = observation.weight, jnp.sum(slope, axis=0)
             slope = slope.reshape(2 * n, *slope.shape[2:])
+            if fit_offsets:
+                mine = jnp.arange(1, n_observations) == number
+                slots = mine[:, None, None, None, None] * whole
+                slope = jnp.concatenate([slope, slots.reshape(-1, *whole.shape[1:])])
             hessian = hessian + jnp.einsum("ibyx,jbyx->ij", slope * weight[None], slope)
             gradient = gradient + jnp.einsum("ibyx,byx->i", slope, weight * residual)
-        move = jnp.linalg.solve(hessian, gradient).reshape(n, 2)
+        move = jnp.linalg.solve(hessian, gradient).reshape(-1, 2)
         move = jnp.clip(move, -MAX_STEP, MAX_STEP)
+        if fit_offsets:
+            limit = 3 * offset_sigma
+            offsets = offsets.at[1:].set(
+                jnp.clip(offsets[1:] + move[n:], -limit, limit)
+            )
+            move = move[:n]
         moved = blend.centers + jnp.clip(
             centers + move - blend.centers, -3 * centroid_prior, 3 * centroid_prior
         )
-        return jnp.where(blend.present[:, None], moved, blend.centers), None
+        return (jnp.where(blend.present[:, None], moved, blend.centers), offsets), None
 
-    centers = blend.centers
+    centers, offsets = blend.centers, jnp.zeros((n_observations, 2), dtype)
     if iterations:
-        centers, _ = jax.lax.scan(step, centers, length=iterations)
-    flux, gram = solve(centers)
+        (centers, offsets), _ = jax.lax.scan(
+            step, (centers, offsets), length=iterations
+        )
+    flux, gram = solve(centers, offsets)
     diagonal = jnp.diagonal(gram, axis1=1, axis2=2).reshape(n_bands, n, N_TEMPLATES)
     # A star has no extended template, its noise is that of the compact one.
     information = jnp.where(blend.is_star[None], diagonal[:, :, 1], diagonal[:, :, 0])
@@ -152,7 +178,9 @@ def fit_amplitudes(
     chosen = jnp.take_along_axis(total, band, axis=1)[:, 0]
     floor = FLOOR * jnp.take_along_axis(error, band, axis=1)[:, 0]
     scale = jnp.maximum(chosen, jnp.where(jnp.isfinite(floor), floor, 1.0))
-    return Amplitudes(jnp.where(blend.present, scale, 1.0), flux, error, centers)
+    return Amplitudes(
+        jnp.where(blend.present, scale, 1.0), flux, error, centers, offsets
+    )
 
 
 def source_slopes(

@@ -387,7 +387,10 @@ def fit_pixels(
     basis = prior.basis
     stamp = basis.mean.shape[-1]
     n_bands = len(basis.bands)
-    renderers = [Renderer.of(o, stamp, basis.psf_sigma) for o in blend.observations]
+    renderers = [
+        Renderer.of(o, stamp, basis.psf_sigma).moved(offset)
+        for o, offset in zip(blend.observations, init.offsets, strict=True)
+    ]
     dtype = renderers[0].psf_sigma.dtype
     flat = jnp.asarray(basis.modes, dtype).reshape(len(basis.modes), -1)
     root = jnp.asarray(prior.cholesky, dtype).T @ flat
@@ -398,13 +401,13 @@ def fit_pixels(
     galaxy = jnp.where(blend.is_star, 0.0, scale)
     star = jnp.where(blend.is_star, scale, 0.0)
 
-    sky_sd, noise = [], []
+    sky_sd, whiten = [], []
     for observation in blend.observations:
         weight = observation.weight
         count = jnp.sum(weight > 0, axis=(-2, -1))
         sd = jnp.sqrt(count / jnp.maximum(jnp.sum(weight, axis=(-2, -1)), 1e-30))
         sky_sd.append(settings.sky_sigma * jnp.where(count > 0, sd, 0.0))
-        noise.append(jnp.sqrt(weight))
+        whiten.append(observation.whitening)
 
     def forward(x: _Unknowns):
         return tuple(
@@ -429,17 +432,17 @@ def fit_pixels(
     backward = jax.linear_transpose(forward, expected)
 
     def apply(w):
-        v = tuple(a * b for a, b in zip(w, noise, strict=True))
+        v = tuple(white.transpose(a) for a, white in zip(w, whiten, strict=True))
         image = forward(covariance(backward(v)[0]))
-        return tuple(a + b * i for a, b, i in zip(w, noise, image, strict=True))
+        return tuple(a + white(i) for a, white, i in zip(w, whiten, image, strict=True))
 
     model = forward(expected)
     rhs = tuple(
-        n * (o.image - m)
-        for n, o, m in zip(noise, blend.observations, model, strict=True)
+        white(o.image - m)
+        for white, o, m in zip(whiten, blend.observations, model, strict=True)
     )
     w, residuals = conjugate_gradients(apply, rhs, settings.iterations)
-    v = tuple(a * b for a, b in zip(w, noise, strict=True))
+    v = tuple(white.transpose(a) for a, white in zip(w, whiten, strict=True))
     x = jax.tree.map(jnp.add, expected, covariance(backward(v)[0]))
     r = jnp.arange(stamp, dtype=dtype) - stamp // 2
     sigma = jnp.asarray(basis.psf_sigma, dtype)

@@ -9,7 +9,8 @@ from blendem.blend import Blend
 from blendem.inference.amplitude import Amplitudes, fit_amplitudes, source_slopes
 from blendem.inference.batch import run_batches
 from blendem.inference.operator import AnyGrid, Separable, operator_of
-from blendem.inference.statistics import STAR_SPREAD, Settings
+from blendem.inference.statistics import STAR_SPREAD, Settings, n_offset_unknowns
+from blendem.noise import Whitening
 from blendem.precision import single_precision
 from blendem.prior.gaussian import Basis
 from blendem.prior.unet import PixelMoments
@@ -23,18 +24,18 @@ class PixelProblem(eqx.Module):
     """Whitened data and linear operator of one blend.
 
     Attributes:
-        operators, roots: Per observation; root of the inverse variance, 0 where masked.
+        operators, whitenings: Per observation.
         scale: What a stamp x of each galaxy is multiplied by, `(source, band)`; 0 for
             stars and padding.
         target: Whitened data minus the prior mean of the stars, `(pixel,)`.
         columns: Whitened images of the prior's modes, `(source x mode, pixel)`.
-        nuisance: Those of star fluxes (`source x band`), shifts and sky.
+        nuisance: Those of star fluxes (`source x band`), shifts, sky and offsets.
         gram: Inner products of `columns` and `nuisance`.
         limit: Most iterations of a solve.
     """
 
     operators: tuple[Separable | AnyGrid, ...]
-    roots: tuple[Array, ...]
+    whitenings: tuple[Whitening, ...]
     scale: Float[Array, "source band"]
     target: Float[Array, " pixel"]
     columns: Float[Array, "column pixel"]
@@ -46,8 +47,8 @@ class PixelProblem(eqx.Module):
         """Whitened image of stamps x of the prior, all pixels in one axis."""
         x = x * self.scale[:, :, None, None]
         parts = [
-            (operator(x) * root).ravel()
-            for operator, root in zip(self.operators, self.roots, strict=True)
+            whiten(operator(x)).ravel()
+            for operator, whiten in zip(self.operators, self.whitenings, strict=True)
         ]
         return jnp.concatenate(parts)
 
@@ -75,9 +76,11 @@ def pixel_problem(
     n, n_bands = len(blend.present), len(basis.bands)
     dtype = moments.mean.dtype
     renderers = tuple(
-        Renderer.of(o, settings.stamp, basis.psf_sigma) for o in blend.observations
+        Renderer.of(o, settings.stamp, basis.psf_sigma).moved(offset)
+        for o, offset in zip(blend.observations, amplitudes.offsets, strict=True)
     )
-    roots = tuple(jnp.sqrt(o.weight) for o in blend.observations)
+    whitenings = tuple(o.whitening for o in blend.observations)
+    n_offsets = n_offset_unknowns(len(renderers), settings)
     present = blend.present.astype(dtype)
     s = amplitudes.scale * present
     star = blend.is_star.astype(dtype)
@@ -85,43 +88,49 @@ def pixel_problem(
     n_sky = sum(len(o.band_index) for o in blend.observations)
     operators, target, columns, nuisance = [], [], [], []
     peak, first = 0.0, 0
-    for observation, renderer, root in zip(
-        blend.observations, renderers, roots, strict=True
+    for number, (observation, renderer, whiten) in enumerate(
+        zip(blend.observations, renderers, whitenings, strict=True)
     ):
-        index = jnp.asarray(observation.band_index)
-        white = observation.image * root
-        peak = jnp.maximum(peak, jnp.max(white))
+        index, root = jnp.asarray(observation.band_index), whiten.root
+        peak = jnp.maximum(peak, jnp.max(observation.image * root))
         templates = unit_templates(renderer, basis)
         point = jax.vmap(renderer.render_band, (None, None, 0))(
             templates[1], renderer.kernel, amplitudes.centers
         )
-        point = point * (s * star)[:, None, None, None] * root[None]
-        target.append((white - jnp.sum(point, axis=0)).ravel())
+        point = whiten(point * (s * star)[:, None, None, None])
+        data = whiten(observation.image) - jnp.sum(point, axis=0)
         # One flux per model band: bands that this observation lacks stay 0.
         slot = (index[None] == jnp.arange(n_bands)[:, None]).astype(dtype)
         fluxes = STAR_SPREAD * point[:, None] * slot[None, :, :, None, None]
         blocks = [fluxes.reshape(n * n_bands, -1)]
-        if settings.centroid_sigma > 0:
+        if settings.centroid_sigma > 0 or n_offsets:
             _, slope = source_slopes(
                 renderer, templates, amplitudes.centers, amplitudes.flux
             )
-            slope = slope * root[None, None] * settings.centroid_sigma
-            slope = slope * present[:, None, None, None, None]
-            blocks.append(slope.reshape(2 * n, -1))
+            slope = whiten(slope * present[:, None, None, None, None])
+        if settings.centroid_sigma > 0:
+            blocks.append((settings.centroid_sigma * slope).reshape(2 * n, -1))
         if settings.sky_sigma > 0:
             count = jnp.sum(root > 0, axis=(-2, -1))
             noise = jnp.sqrt(count / jnp.maximum(jnp.sum(root**2, (-2, -1)), 1e-30))
             here = first + jnp.arange(len(index))
             slot = (jnp.arange(n_sky)[:, None] == here[None]).astype(dtype)
             slot = slot * (settings.sky_sigma * noise)[None]
-            sky = slot[:, :, None, None] * root[None]
+            sky = slot[:, :, None, None] * whiten(jnp.ones_like(root))[None]
             blocks.append(sky.reshape(n_sky, -1))
+        if n_offsets:
+            whole = jnp.sum(slope, axis=0)
+            data = data + jnp.tensordot(amplitudes.offsets[number], whole, 1)
+            mine = (jnp.arange(n_offsets // 2) == number - 1).astype(dtype)
+            slot = settings.offset_sigma * mine[:, None, None, None, None] * whole
+            blocks.append(slot.reshape(n_offsets, -1))
+        target.append(data.ravel())
         first += len(observation.band_index)
         nuisance.append(jnp.concatenate(blocks))
 
         operator = operator_of(renderer, settings.stamp, amplitudes.centers)
         stamps = moments.modes[None] * scale[:, None, :, None, None]
-        seen = operator.each(stamps) * root[None, None]
+        seen = whiten(operator.each(stamps))
         columns.append(seen.reshape(-1, root.size))
         operators.append(operator)
     columns = jnp.concatenate(columns, axis=1)
@@ -129,7 +138,7 @@ def pixel_problem(
     both = jnp.concatenate([columns, nuisance])
     return PixelProblem(
         operators=tuple(operators),
-        roots=roots,
+        whitenings=whitenings,
         scale=scale,
         target=jnp.concatenate(target),
         columns=columns,
@@ -174,6 +183,7 @@ def _amplitudes(blends, basis, settings):
                 reference=settings.reference,
                 iterations=settings.iterations,
                 centroid_prior=settings.centroid_prior,
+                offset_sigma=settings.offset_sigma,
             )
         )
 

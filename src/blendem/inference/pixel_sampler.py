@@ -187,7 +187,9 @@ def _conditional(problem, prior, x_t, sigma, settings, key=None):
         x = x + _perturb(prior, sigma, flat.shape, one, x.dtype)
         w = jax.random.normal(two, w.shape, x.dtype)
         white = jax.random.normal(three, (len(x_t), len(problem.target)), x.dtype)
-        used = jnp.concatenate([(r > 0).ravel() for r in problem.roots])
+        used = jnp.concatenate(
+            [(r > 0).ravel() for r in (w.root for w in problem.whitenings)]
+        )
         white = white * used[None].astype(x.dtype)
     x = x.reshape(x_t.shape)
     model = jax.vmap(problem.forward)(x) + w @ problem.nuisance
@@ -373,14 +375,17 @@ def _run(prior, problems, words, n_draws, settings):
         )
         notes.append(note)
     x, w, chi2, note = _last(problems, prior, x_t, sigmas[-1], keys[:, -1], settings)
-    used = sum(jnp.sum(r > 0, axis=tuple(range(1, r.ndim))) for r in problems.roots)
+    used = sum(
+        jnp.sum(r > 0, axis=tuple(range(1, r.ndim)))
+        for r in (w.root for w in problems.whitenings)
+    )
     return x, w, chi2, used, jnp.concatenate([*notes, note], axis=1)
 
 
 def _finish(basis, moments, blend, amplitudes, result, settings) -> PixelDraws:
     """From stamps x to images and coordinates."""
     x, w, chi2, n_data, notes = result
-    scale, _, _, centers = amplitudes
+    scale, centers = amplitudes.scale, amplitudes.centers
     n_draws, n, n_bands = x.shape[:3]
     failed = ~(np.isfinite(x).all((1, 2, 3, 4)) & np.isfinite(w).all(1))
     galaxy = (blend.present & ~blend.is_star)[None, :]

@@ -17,6 +17,7 @@ from jaxtyping import Array, Complex, Float
 
 from blendem.blend import Blend
 from blendem.inference.amplitude import Amplitudes, fit_amplitudes
+from blendem.noise import whiten_rows
 from blendem.prior.gaussian import Basis
 from blendem.psf import crop_frequencies, gaussian_transform
 from blendem.renderer import Renderer
@@ -40,6 +41,8 @@ class Settings(NamedTuple):
             sums. 0, or nothing for an observation: all pixels.
         sky_sigma: Prior standard deviation of an unknown flat sky per observation and band,
             in units of the pixel noise; 0 turns it off.
+        offset_sigma: Prior standard deviation of the astrometric offset of every observation but
+            the first [model pixel]; 0 turns it off.
     """
 
     reference: int
@@ -49,6 +52,7 @@ class Settings(NamedTuple):
     centroid_sigma: float = 0.05
     sky_sigma: float = 0.0
     pixels: tuple[int, ...] = ()
+    offset_sigma: float = 0.0
 
 
 class Statistics(NamedTuple):
@@ -56,7 +60,8 @@ class Statistics(NamedTuple):
 
     The unknowns are ordered: z of every source (`source x mode`), then if
     `centroid_sigma` > 0 the shift (y, x) of every source, then if `sky_sigma` > 0 the sky
-    of every observation and band. The z of a star are its fluxes, one per model band.
+    of every observation and band, then if `offset_sigma` > 0 the offset (y, x) of every
+    observation but the first. The z of a star are its fluxes, one per model band.
 
     Attributes:
         H: `A^T S^-1 A`, `(unknown, unknown)`.
@@ -69,6 +74,8 @@ class Statistics(NamedTuple):
         flux: Template fluxes, `(source, template, band)`.
         flux_error: Isolated flux errors, `(source, band)`.
         sky_scale: Standard deviation of each sky unknown [flux per pixel].
+        offsets: Where the offsets were linearised (y, x) [model pixel], `(observation, 2)`. Their
+            unknowns are the offsets themselves over `offset_sigma`.
     """
 
     H: Float[Array, "unknown unknown"]
@@ -81,6 +88,7 @@ class Statistics(NamedTuple):
     flux: Float[Array, "source template band"]
     flux_error: Float[Array, "source band"]
     sky_scale: Float[Array, " sky"]
+    offsets: Float[Array, "observation 2"]
 
 
 class BasisTransforms(eqx.Module):
@@ -153,6 +161,7 @@ def compute_statistics(
             reference=settings.reference,
             iterations=settings.iterations,
             centroid_prior=settings.centroid_prior,
+            offset_sigma=settings.offset_sigma,
         )
     n_sky = sum(len(o.band_index) for o in blend.observations) * (
         settings.sky_sigma > 0
@@ -168,8 +177,8 @@ def compute_statistics(
         counts = jnp.arange(len(pixels)) < jnp.sum(used)
         sums, sky = _accumulate(
             blend,
-            observation,
-            renderer,
+            number,
+            renderer.moved(amplitudes.offsets[number]),
             transform,
             amplitudes,
             settings,
@@ -192,17 +201,26 @@ def compute_statistics(
         flux=amplitudes.flux,
         flux_error=amplitudes.flux_error,
         sky_scale=jnp.concatenate(sky_scales)[:n_sky],
+        offsets=amplitudes.offsets,
     )
 
 
+def n_offset_unknowns(n_observations: int, settings: Settings) -> int:
+    """Number of unknowns that are astrometric offsets; they are the last ones."""
+    return 2 * (n_observations - 1) if settings.offset_sigma > 0 else 0
+
+
 def _accumulate(
-    blend, observation, renderer, transform, amplitudes, settings, n_sky, first, chosen
+    blend, number, renderer, transform, amplitudes, settings, n_sky, first, chosen
 ):
     """Sums over the bands of one observation, band after band to bound memory.
 
     `chosen` holds the numbers of the pixels that enter, and whether each one counts.
     """
     pixels, counts = chosen
+    observation = blend.observations[number]
+    n_offsets = n_offset_unknowns(len(blend.observations), settings)
+    whitening = observation.whitening
     dtype = renderer.psf_sigma.dtype
     n_modes, n_sources = transform.modes.shape[1], len(blend.present)
     scale = jnp.where(blend.present, amplitudes.scale, 0.0)
@@ -225,6 +243,7 @@ def _accumulate(
             model_band,
             position,
             sky_sd,
+            white,
         ) = inputs
 
         def columns(center, s, is_star, flux):
@@ -257,22 +276,37 @@ def _accumulate(
         )
         blocks = [cols.reshape(len(pixels), -1)]
         if settings.centroid_sigma > 0:
-            slopes = slopes * (settings.centroid_sigma * blend.present)[None, :, None]
-            blocks.append(slopes.reshape(len(pixels), -1))
+            own = slopes * (settings.centroid_sigma * blend.present)[None, :, None]
+            blocks.append(own.reshape(len(pixels), -1))
         if n_sky:
             slot = (jnp.arange(n_sky) == position).astype(dtype) * sky_sd
             blocks.append(jnp.broadcast_to(slot[None], (len(pixels), n_sky)))
+        mean_image = jnp.sum(prior_mean, axis=1)
+        if n_offsets:
+            whole = jnp.sum(slopes * blend.present[None, :, None], axis=1)
+            # Linear about `offsets`, with the prior about 0.
+            mean_image = mean_image - whole @ amplitudes.offsets[number]
+            mine = (jnp.arange(n_offsets // 2) == number - 1).astype(dtype)
+            slot = settings.offset_sigma * mine[None, :, None] * whole[:, None]
+            blocks.append(slot.reshape(len(pixels), -1))
         A = jnp.concatenate(blocks, axis=1)
         image, variance = image.ravel()[pixels], variance.ravel()[pixels]
         masked = jnp.isinf(variance) | ~counts
         root = jnp.where(masked, 0.0, 1 / jnp.sqrt(jnp.where(masked, 1.0, variance)))
         A = A * root[:, None]
-        r = (image - jnp.sum(prior_mean, axis=1)) * root
+        r = (image - mean_image) * root
+        if white is not None:
+            both = jnp.concatenate([A, r[:, None]], axis=1)
+            both = whiten_rows(both, pixels, counts, *white)
+            A, r = both[:, :-1], both[:, -1]
         log_norm = jnp.sum(
             jnp.where(
                 masked, 0.0, jnp.log(2 * jnp.pi * jnp.where(masked, 1.0, variance))
             )
         )
+        if white is not None:
+            gain = jnp.where(masked, 1.0, white[1].ravel()[pixels])
+            log_norm = log_norm - 2 * jnp.sum(jnp.log(gain))
         H, b, r2, total, n_data = carry
         # H is symmetric: the blocks right of the diagonal are enough.
         for k in range(n_sources):
@@ -289,6 +323,7 @@ def _accumulate(
 
     n_unknown = n_sources * n_modes + n_sky
     n_unknown += 2 * n_sources if settings.centroid_sigma > 0 else 0
+    n_unknown += n_offsets
     zero = jnp.zeros((), dtype)
     carry = (
         jnp.zeros((n_unknown, n_unknown), dtype),
@@ -308,6 +343,7 @@ def _accumulate(
         jnp.asarray(observation.band_index),
         first + jnp.arange(n_bands),
         sky_scale,
+        None if whitening.weights is None else (whitening.weights, whitening.gain),
     )
     carry, _ = jax.lax.scan(band_terms, carry, inputs)
     return carry, sky_scale

@@ -12,7 +12,8 @@ from blendem.blend import Blend
 from blendem.io.h5 import read_h5, write_h5
 from blendem.observation import Observation, Sampling
 
-LEAVES = ("image", "variance", "psf", "jacobian", "offset")  # of an observation
+# Arrays of an observation; the last one may be absent.
+LEAVES = ("image", "variance", "psf", "jacobian", "offset", "correlation")
 STATIC = ("band_index", "same_grid", "sampling")  # likewise
 
 
@@ -60,7 +61,12 @@ def signature(blend: Blend) -> tuple:
     return (
         len(blend.present),
         tuple(
-            (o.image.shape, o.psf.shape, *(getattr(o, name) for name in STATIC))
+            (
+                o.image.shape,
+                o.psf.shape,
+                None if o.correlation is None else o.correlation.shape,
+                *(getattr(o, name) for name in STATIC),
+            )
             for o in blend.observations
         ),
     )
@@ -77,7 +83,7 @@ def write_blends(path: str | Path, blends: BlendSet) -> None:
             "is_star": stack.is_star,
             "present": stack.present,
         } | {
-            f"observation_{i}": {name: getattr(o, name) for name in LEAVES}
+            f"observation_{i}": {name: getattr(o, name) for name in _present(o)}
             for i, o in enumerate(stack.observations)
         }
     attrs = {"static": static, "fields": blends.fields, "attrs": blends.attrs}
@@ -97,7 +103,7 @@ def read_blends(path: str | Path) -> BlendSet:
         one = Blend(
             tuple(
                 Observation(
-                    **{name: group[f"observation_{i}"][name][0] for name in LEAVES},
+                    **{name: a[0] for name, a in group[f"observation_{i}"].items()},
                     band_index=tuple(band_index),
                     same_grid=bool(same_grid),
                     sampling=Sampling(*sampling),
@@ -108,7 +114,9 @@ def read_blends(path: str | Path) -> BlendSet:
         )
         # The annotations describe one blend; stacked leaves take its place, as in `stack`.
         leaves = [
-            group[f"observation_{i}"][n] for i in range(len(static)) for n in LEAVES
+            group[f"observation_{i}"][name]
+            for i, o in enumerate(one.observations)
+            for name in _present(o)
         ]
         leaves += [group["centers"], group["is_star"], group["present"]]
         stacks.append(eqx.tree_at(_leaves, one, leaves))
@@ -118,5 +126,10 @@ def read_blends(path: str | Path) -> BlendSet:
 
 
 def _leaves(blend: Blend) -> list:
-    arrays = [getattr(o, name) for o in blend.observations for name in LEAVES]
+    arrays = [getattr(o, name) for o in blend.observations for name in _present(o)]
     return [*arrays, blend.centers, blend.is_star, blend.present]
+
+
+def _present(observation: Observation) -> list[str]:
+    """Names of the arrays that an observation has."""
+    return [name for name in LEAVES if getattr(observation, name) is not None]

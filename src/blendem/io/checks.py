@@ -102,6 +102,33 @@ def check_psf(
             )
 
 
+def check_correlation(
+    correlation: np.ndarray, bands: tuple[str, ...], name: str
+) -> Iterator[str]:
+    """Shape, centre, symmetry and size of the correlation of noise."""
+    shape = correlation.shape
+    odd = correlation.ndim == 3 and shape[1] == shape[2] and shape[1] % 2 == 1
+    if not odd or len(correlation) != len(bands):
+        yield (
+            f"{name}: has shape {shape}; give (band, lag, lag) with an odd number of lags and"
+            f" one plane for each of the {len(bands)} bands"
+        )
+        return
+    if correlation.dtype.kind not in "iuf" or not np.isfinite(correlation).all():
+        yield f"{name}: must hold finite real numbers"
+        return
+    middle = shape[1] // 2
+    if not np.allclose(correlation[:, middle, middle], 1, atol=1e-3):
+        yield (
+            f"{name}: is {correlation[:, middle, middle]} at lag 0; divide by it, the variance is"
+            " that of the image"
+        )
+    if not np.allclose(correlation, correlation[:, ::-1, ::-1], atol=1e-3):
+        yield f"{name}: differs at opposite lags; a correlation does not"
+    if np.abs(correlation).max() > 1 + 1e-3:
+        yield f"{name}: is above 1 at some lag; it is no correlation"
+
+
 def centroid(psf: Float[np.ndarray, "height width"]) -> tuple[float, float]:
     """Offset (y, x) [pixel] of the core of a PSF image from its central pixel."""
     core = np.where(psf >= PSF_CORE * psf.max(), psf, 0.0)

@@ -12,7 +12,13 @@ from jaxtyping import Bool, Float
 
 from blendem.io.atomic import atomic_path
 from blendem.io.catalogs import clean_catalog, read_catalog
-from blendem.io.checks import check_catalog, check_pixels, check_psf, check_shapes
+from blendem.io.checks import (
+    check_catalog,
+    check_correlation,
+    check_pixels,
+    check_psf,
+    check_shapes,
+)
 from blendem.io.readers import read_raw
 from blendem.io.table import FieldRow, InputError, input_error, read_fields_table
 from blendem.survey.instruments import INSTRUMENTS
@@ -41,6 +47,7 @@ class ObservedField:
         wcs: Celestial WCS, or None.
         magzero: `mag = magzero - 2.5 log10(flux)` (AB).
         unit: Unit of the pixels, as the file says it.
+        correlation: Of the noise of two pixels by their distance, `(band, lag, lag)`, or None.
         catalog: Columns `id`, `x`, `y` [pixel, 0-based], `ra`, `dec` [deg] (NaN without
             WCS), `type` (galaxy or star); None if sources are to be detected.
     """
@@ -56,6 +63,7 @@ class ObservedField:
     magzero: float
     unit: str
     catalog: Table | None
+    correlation: Float[np.ndarray, "band lag lag"] | None = None
 
 
 def read_observation(row: FieldRow) -> ObservedField:
@@ -82,6 +90,8 @@ def read_observation(row: FieldRow) -> ObservedField:
         )
     psf = raw.psf.astype(np.float64)
     problems += check_psf(psf, bands, raw.names["PSF"])
+    if raw.correlation is not None:
+        problems += check_correlation(raw.correlation, bands, raw.names["NOISECORR"])
     catalog = None
     try:
         if row.catalog is not None:
@@ -112,6 +122,7 @@ def read_observation(row: FieldRow) -> ObservedField:
         magzero=magzero,
         unit=raw.unit,
         catalog=catalog,
+        correlation=None if raw.correlation is None else raw.correlation.astype(float),
     )
 
 
@@ -227,12 +238,14 @@ def write_field(
     mask: Bool[np.ndarray, "band height width"] | None = None,
     catalog: Table | None = None,
     cards: dict[str, str | float | int] | None = None,
+    correlation: Float[np.ndarray, "band lag lag"] | None = None,
 ) -> None:
     """Write an observation that `read_observation` reads back.
 
     Args:
         path: FITS file; it appears only when complete.
-        image, variance, psf, bands, magzero, unit, wcs, catalog: As in `ObservedField`.
+        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation: As in
+            `ObservedField`.
         mask: True where masked, besides pixels of infinite variance.
         cards: More cards for the primary header.
 
@@ -267,6 +280,10 @@ def write_field(
             fits.ImageHDU(np.asarray(psf, np.float32), name="PSF"),
         ]
     )
+    if correlation is not None:
+        hdus.append(
+            fits.ImageHDU(np.asarray(correlation, np.float32), name="NOISECORR")
+        )
     for key, value in (cards or {}).items():
         hdus[0].header[key] = value
     if catalog is not None:

@@ -33,6 +33,7 @@ class RawObservation:
         image, variance: `(band, height, width)`; variance is inf where weights are 0.
         masked: True where pixels are not used, same shape.
         psf: `(band, height, width)`.
+        correlation: Of the noise, `(band, lag, lag)`; None where the file has none.
         names: What the file calls `image`, `variance`, `mask`, `psf` and `catalog`.
         bands, magzero, unit, wcs, catalog: None (unit: empty) where the file is silent.
     """
@@ -41,6 +42,7 @@ class RawObservation:
     variance: np.ndarray
     masked: np.ndarray
     psf: np.ndarray
+    correlation: np.ndarray | None
     names: dict[str, str]
     bands: tuple[str, ...] | None
     magzero: float | None
@@ -104,7 +106,10 @@ def _read_fits(path: Path) -> RawObservation:
         variance=variance,
         masked=masked,
         psf=psf,
-        names={k: f"HDU {k}" for k in ("SCI", "VAR", "MASK", "PSF", "CATALOG")},
+        correlation=image("NOISECORR") if "NOISECORR" in found else None,
+        names={
+            k: f"HDU {k}" for k in ("SCI", "VAR", "MASK", "PSF", "NOISECORR", "CATALOG")
+        },
         bands=None if bands is None else split_bands(str(bands)),
         magzero=_number(path, "card MAGZERO of HDU SCI", magzero),
         unit=str(card.get("BUNIT", "")),
@@ -165,7 +170,7 @@ def _read_npz(path: Path) -> RawObservation:
     if "footprint" in data:
         inside = _mask(path, "key `footprint`", data["footprint"], image.shape, None)
         masked |= ~inside
-    psf = first("psfs", "psf")
+    psf, correlation = first("psfs", "psf"), "noise_correlation"
     where = next((k for k in ("catalog", "peaks", "centers") if k in data), "catalog")
     bands = data.get("filters")
     return RawObservation(
@@ -173,11 +178,13 @@ def _read_npz(path: Path) -> RawObservation:
         variance=variance,
         masked=masked,
         psf=_planes(data[psf]),
+        correlation=_planes(data[correlation]) if correlation in data else None,
         names={
             "SCI": "key `images`",
             "VAR": f"key `{name}`",
             "MASK": "key `mask`",
             "PSF": f"key `{psf}`",
+            "NOISECORR": f"key `{correlation}`",
             "CATALOG": f"key `{where}`",
         },
         bands=None if bands is None else tuple(str(b) for b in np.atleast_1d(bands)),

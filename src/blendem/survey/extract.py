@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.wcs import WCS
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import binary_dilation
 
 from blendem.blend import (
     Blend,
@@ -17,11 +18,15 @@ from blendem.blend import (
     pad_sources,
 )
 from blendem.frame import affine_between, local_cd
+from blendem.noise import estimate_correlation
 from blendem.survey.footprints import (
     detected_regions,
     group_footprints,
     reaches_beyond,
 )
+from blendem.survey.significance import detection_image
+
+WINGS = 5  # pixels about what is detected that are not free of its light
 
 
 class SourceFlag(IntFlag):
@@ -46,6 +51,7 @@ class Plane(NamedTuple):
         wcs: Celestial WCS or None.
         band_index: Index of each plane among the model bands.
         pixel_scale: Side of a pixel [arcsec], used where there is no WCS.
+        correlation: Of the noise, as in `Observation`.
     """
 
     # Observations differ in bands and size: no name of an axis binds two of them.
@@ -55,6 +61,7 @@ class Plane(NamedTuple):
     wcs: WCS | None
     band_index: tuple[int, ...]
     pixel_scale: float
+    correlation: Float[np.ndarray, "_ _ _"] | None = None
 
 
 class CutBlend(NamedTuple):
@@ -75,6 +82,29 @@ class CutBlend(NamedTuple):
     corner: tuple[int, int]
     shape: tuple[int, int]
     flags: int
+
+
+def estimate_noise(
+    plane: Plane, threshold: float, reach: int
+) -> Float[np.ndarray, "_ _ _"]:
+    """Correlation of the noise of every band, from pixels of a plane without sources.
+
+    Args:
+        plane: Observation of a field.
+        threshold: Pixels above it belong to sources [sigma].
+        reach: Largest lag [pixel].
+
+    Raises:
+        ValueError: If there are too few such pixels.
+    """
+    bright = detection_image(plane.image, plane.variance, plane.psf) > threshold
+    free = ~binary_dilation(bright, iterations=WINGS)
+    found = []
+    for image, variance in zip(plane.image, plane.variance, strict=True):
+        used = free & np.isfinite(variance)
+        pulls = image / np.sqrt(np.where(used, variance, 1.0))
+        found.append(estimate_correlation(pulls, used, reach)[0])
+    return np.stack(found)
 
 
 def pixel_scale_of(wcs: WCS | None, fallback: float) -> float:
@@ -260,6 +290,7 @@ def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
                 offset=zoom * (jacobian @ low + offset - np.array([y0, x0])),
                 band_index=plane.band_index,
                 same_grid=same and zoom == 1.0,
+                correlation=plane.correlation,
             )
         )
     return tuple(observations), zoom * (positions - np.array([y0, x0]))
