@@ -4,7 +4,12 @@
 rule extract_blends:
     input:
         code=modules(
-            "blend", "frame", "survey/extract", "survey/footprints", "survey/detect"
+            "blend",
+            "frame",
+            "survey/extract",
+            "survey/footprints",
+            "survey/detect",
+            "survey/psf_model",
         ),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),

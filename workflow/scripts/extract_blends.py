@@ -1,6 +1,7 @@
 """Cut the fields of one chunk into padded blends."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,11 +141,15 @@ def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
 def _plane(
     observed: ObservedField, basis: Basis, psf_side: int, frame: FrameConfig
 ) -> Plane:
-    pad = (psf_side - observed.psf.shape[-1]) // 2
+    if observed.psf_model is None:
+        pad = (psf_side - observed.psf.shape[-1]) // 2
+        psf = np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)])
+    else:
+        psf = replace(observed.psf_model, size=psf_side)
     return Plane(
         observed.image,
         observed.variance,
-        np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)]),
+        psf,
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
         _scale(observed, frame),
