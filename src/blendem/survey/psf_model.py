@@ -96,7 +96,7 @@ def draw_psfex(
     axes = zip((x, y), zero, scale, strict=True)
     if any(abs(value + 1 - z) > REACH * s for value, z, s in axes):
         covered = ", ".join(
-            f"{axis} = {z - s / 2 - 1:.0f} to {z + s / 2 - 1:.0f}"
+            f"{axis} = {z - s / 2 - 1:.1f} to {z + s / 2 - 1:.1f}"
             for axis, z, s in zip("xy", zero, scale, strict=True)
         )
         raise ValueError(
