@@ -47,6 +47,12 @@ def test_an_oversampled_model_has_the_right_width_in_pixels(tmp_path, x):
     assert second_moment == pytest.approx((1 - w) * NARROW**2 + w * WIDE**2, rel=5e-3)
 
 
+def test_light_beyond_the_samples_is_renormalised_away(tmp_path):
+    psf = model_of(tmp_path / "a.psf", side=15, step=0.5).at((30.0, 100.0))
+    assert psf.shape == (1, 7, 7)
+    assert psf.sum() == pytest.approx(1, abs=1e-6)
+
+
 def test_a_larger_image_has_the_same_pixels_and_zeros(tmp_path):
     """Fields of one chunk share one size."""
     small = model_of(tmp_path / "a.psf")
