@@ -30,7 +30,7 @@ def psf_at_x(x: float, shape: tuple[int, int], side: int) -> np.ndarray:
 def write_psfex(
     path: Path, shape: tuple[int, int], *, side: int = 31, step: float = 1.0, **cards
 ) -> Path:
-    """Write the PSF of an image of `shape` as PSFEx does, of degree 2 in x and y.
+    """Write the PSF of an image of `shape` as PSFEx does, of degree 2 in x and y, or of 0.
 
     Args:
         path: File.
@@ -38,14 +38,18 @@ def write_psfex(
         side: Side of the model [sample].
         step: Side of a sample [pixel].
         cards: Cards that differ, `None` for one that is missing; `mask` multiplies the samples.
+            `POLDEG1=0, PSFAXIS3=1` is the PSF of the middle everywhere.
     """
     narrow, wide = gaussian(NARROW, side, step), gaussian(WIDE, side, step)
     # 1, x, x^2, y, xy, y^2; x is 0 in the middle of the image and -1/2, 1/2 at its edges.
     basis = np.zeros((6, side, side), np.float32)
     basis[0], basis[1] = 0.5 * (narrow + wide), wide - narrow
-    basis *= cards.pop("mask", 1.0)
+    basis = (basis * cards.pop("mask", 1.0))[: cards.get("PSFAXIS3", 6)]
     column = fits.Column(
-        "PSF_MASK", f"{basis.size}E", dim=f"({side},{side},6)", array=basis[None]
+        "PSF_MASK",
+        f"{basis.size}E",
+        dim=f"({side},{side},{len(basis)})",
+        array=basis[None],
     )
     table = fits.BinTableHDU.from_columns([column], name="PSF_DATA")
     for axis, (name, n) in enumerate((("X", shape[1]), ("Y", shape[0])), 1):

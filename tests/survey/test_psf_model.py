@@ -70,6 +70,11 @@ def test_positions_that_the_stars_do_not_reach_are_refused(tmp_path):
         psf.at((30.0, 300.0))
 
 
+def test_a_constant_model_reaches_everywhere(tmp_path):
+    psf = model_of(tmp_path / "a.psf", POLDEG1=0, PSFAXIS3=1).at((900.0, 900.0))
+    np.testing.assert_allclose(psf[0], psf_at_x(99.5, SHAPE, 31), atol=1e-6)
+
+
 def test_an_image_holds_everywhere():
     image = np.ones((2, 3, 3))
     assert psf_at(image, (1.0, 2.0)) is image

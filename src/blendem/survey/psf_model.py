@@ -94,7 +94,8 @@ def draw_psfex(
     zero, scale = (model.x_zero, model.y_zero), (model.x_scale, model.y_scale)
     at = f"(x, y) = ({x:.1f}, {y:.1f})"
     axes = zip((x, y), zero, scale, strict=True)
-    if any(abs(value + 1 - z) > REACH * s for value, z, s in axes):
+    beyond = any(abs(value + 1 - z) > REACH * s for value, z, s in axes)
+    if beyond and model.fit_order > 0:
         covered = ", ".join(
             f"{axis} = {z - s / 2 - 1:.1f} to {z + s / 2 - 1:.1f}"
             for axis, z, s in zip("xy", zero, scale, strict=True)
