@@ -94,7 +94,9 @@ def files_of(chunk):
     """Files that the fields of a chunk are read from."""
     rows = rows_of(chunk)
     catalogs = [row["catalog"] for row in rows if row["catalog"]]
-    return [row["path"] for row in rows] + catalogs
+    return (
+        [row["path"] for row in rows] + catalogs + [p for r in rows for p in r["psf"]]
+    )
 
 
 # Basis of all priors of the run, with the moments of the training set.

@@ -10,6 +10,7 @@ rule extract_blends:
             "survey/extract",
             "survey/footprints",
             "survey/detect",
+            "survey/psf_model",
         ),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),

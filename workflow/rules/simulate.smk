@@ -3,7 +3,15 @@
 
 rule check_inputs:
     input:
-        code=modules("io/fields", "io/checks", "io/readers", "io/catalogs", "io/table"),
+        code=modules(
+            "io/fields",
+            "io/checks",
+            "io/readers",
+            "io/catalogs",
+            "io/table",
+            "io/psfex",
+            "survey/psf_model",
+        ),
         table=CONFIG.fields or [],
         files=(
             []

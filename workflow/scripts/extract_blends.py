@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,12 +159,16 @@ def _plane(
     magzero: float,
 ) -> Plane:
     """An observation in the units of the first one of its field."""
-    pad = (psf_side - observed.psf.shape[-1]) // 2
     gain = np.float32(10 ** (0.4 * (magzero - observed.magzero)))
+    if observed.psf_model is None:
+        pad = (psf_side - observed.psf.shape[-1]) // 2
+        psf = np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)])
+    else:
+        psf = replace(observed.psf_model, size=psf_side)
     return Plane(
         gain * observed.image,
         gain**2 * observed.variance,
-        np.pad(observed.psf, [(0, 0), (pad, pad), (pad, pad)]),
+        psf,
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
         _scale(observed, frame),

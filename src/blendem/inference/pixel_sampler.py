@@ -385,7 +385,8 @@ def _run(prior, problems, words, n_draws, settings):
 def _finish(basis, moments, blend, amplitudes, result, settings) -> PixelDraws:
     """From stamps x to images and coordinates."""
     x, w, chi2, n_data, notes = result
-    scale, centers = amplitudes.scale, amplitudes.centers
+    known = Amplitudes(*amplitudes)
+    scale, centers = known.scale, known.centers
     n_draws, n, n_bands = x.shape[:3]
     failed = ~(np.isfinite(x).all((1, 2, 3, 4)) & np.isfinite(w).all(1))
     galaxy = (blend.present & ~blend.is_star)[None, :]

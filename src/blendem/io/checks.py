@@ -22,6 +22,8 @@ WCS_AGREEMENT = 1.0  # x, y and ra, dec of a source may differ by this much [pix
 def check_shapes(image, variance, psf, bands, names) -> Iterator[str]:
     """Numbers of axes, agreement of shapes, numeric types, bands. Nothing else is safe."""
     for key, array in (("SCI", image), ("VAR", variance), ("PSF", psf)):
+        if array is None:  # a PSF that comes from elsewhere
+            continue
         if array.ndim != 3 or 0 in array.shape:
             yield f"{names[key]}: has shape {array.shape}; give (band, y, x)"
         elif array.dtype.kind not in "iuf":
@@ -31,7 +33,8 @@ def check_shapes(image, variance, psf, bands, names) -> Iterator[str]:
             f"{names['VAR']}: has shape {variance.shape}, the image {image.shape}; give one"
             " variance per pixel of the image"
         )
-    if psf.ndim == 3 and image.ndim == 3 and len(psf) != len(image):
+    both = psf is not None and psf.ndim == 3 and image.ndim == 3
+    if both and len(psf) != len(image):
         yield (
             f"{names['PSF']}: {len(psf)} PSFs for {len(image)} bands; give one per band"
         )

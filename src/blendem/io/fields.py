@@ -19,9 +19,11 @@ from blendem.io.checks import (
     check_psf,
     check_shapes,
 )
+from blendem.io.psfex import read_psfex
 from blendem.io.readers import read_raw
 from blendem.io.table import FieldRow, InputError, input_error, read_fields_table
 from blendem.survey.instruments import INSTRUMENTS
+from blendem.survey.psf_model import PSFExModel
 
 __all__ = [
     "FieldRow",
@@ -43,13 +45,15 @@ class ObservedField:
         bands: Name of each plane.
         image: Pixel values [unit], `(band, height, width)` float32; 0 where masked.
         variance: [unit^2], same shape, float32; inf where masked.
-        psf: Effective PSF, sum 1, odd square, `(band, size, size)` float32.
+        psf: Effective PSF, sum 1, odd square, `(band, size, size)` float32; that of the middle
+            of the image where it varies.
         wcs: Celestial WCS, or None.
         magzero: `mag = magzero - 2.5 log10(flux)` (AB).
         unit: Unit of the pixels, as the file says it.
         correlation: Of the noise of two pixels by their distance, `(band, lag, lag)`, or None.
         catalog: Columns `id`, `x`, `y` [pixel, 0-based], `ra`, `dec` [deg] (NaN without
             WCS), `type` (galaxy or star); None if sources are to be detected.
+        psf_model: PSF that varies over the image; None: `psf` everywhere.
     """
 
     field: str
@@ -64,18 +68,20 @@ class ObservedField:
     unit: str
     catalog: Table | None
     correlation: Float[np.ndarray, "band lag lag"] | None = None
+    psf_model: PSFExModel | None = None
 
 
 def read_observation(row: FieldRow) -> ObservedField:
     """Read and check one observation.
 
     Bands and zero point are those of the file, else of the table's columns, else of the
-    instrument. Sources are those of column `catalog`, else of the file, else None.
+    instrument. Sources are those of column `catalog`, else of the file, else None. The PSF is
+    that of column `psf`, else of the file.
 
     Raises:
         InputError: It lists everything that is wrong with the file.
     """
-    raw = read_raw(row.path)
+    raw = read_raw(row.path, with_psf=not row.psf)
     where = f"{row.path} (field {row.field})"
     bands, magzero, problems = _settle(row, raw.bands, raw.magzero, len(raw.image))
     problems += check_shapes(raw.image, raw.variance, raw.psf, bands, raw.names)
@@ -88,8 +94,13 @@ def read_observation(row: FieldRow) -> ObservedField:
             f"{raw.names['VAR']}: values as small as {raw.variance.min():.3g} do not fit"
             " float32; give image and variance in a smaller unit and change MAGZERO"
         )
-    psf = raw.psf.astype(np.float64)
-    problems += check_psf(psf, bands, raw.names["PSF"])
+    psf_model = None
+    if row.psf:
+        psf_model, found = read_psfex(row.psf, bands, image.shape[1:])
+        problems += found
+    else:
+        psf = raw.psf.astype(np.float64)
+        problems += check_psf(psf, bands, raw.names["PSF"])
     if raw.correlation is not None:
         problems += check_correlation(raw.correlation, bands, raw.names["NOISECORR"])
     catalog = None
@@ -109,6 +120,8 @@ def read_observation(row: FieldRow) -> ObservedField:
         problems.append(str(error))
     if problems:
         raise input_error(where, problems)
+    if psf_model is not None:
+        psf = psf_model.at((np.array(image.shape[1:]) - 1) / 2)
     masked = raw.masked | np.isposinf(variance)
     return ObservedField(
         field=row.field,
@@ -123,6 +136,7 @@ def read_observation(row: FieldRow) -> ObservedField:
         unit=raw.unit,
         catalog=catalog,
         correlation=None if raw.correlation is None else raw.correlation.astype(float),
+        psf_model=psf_model,
     )
 
 

@@ -32,7 +32,7 @@ class RawObservation:
     Attributes:
         image, variance: `(band, height, width)`; variance is inf where weights are 0.
         masked: True where pixels are not used, same shape.
-        psf: `(band, height, width)`.
+        psf: `(band, height, width)`; None if it was not asked for.
         correlation: Of the noise, `(band, lag, lag)`; None where the file has none.
         names: What the file calls `image`, `variance`, `mask`, `psf` and `catalog`.
         bands, magzero, unit, wcs, catalog: None (unit: empty) where the file is silent.
@@ -41,7 +41,7 @@ class RawObservation:
     image: np.ndarray
     variance: np.ndarray
     masked: np.ndarray
-    psf: np.ndarray
+    psf: np.ndarray | None
     correlation: np.ndarray | None
     names: dict[str, str]
     bands: tuple[str, ...] | None
@@ -51,8 +51,12 @@ class RawObservation:
     catalog: Table | None
 
 
-def read_raw(path: Path) -> RawObservation:
+def read_raw(path: Path, *, with_psf: bool = True) -> RawObservation:
     """Read an observation file by its suffix.
+
+    Args:
+        path: FITS or NPZ file.
+        with_psf: Whether it must have a PSF; else what it has of one is passed over.
 
     Raises:
         InputError: If it is missing, of another kind, damaged, or lacks a part.
@@ -63,15 +67,15 @@ def read_raw(path: Path) -> RawObservation:
             " used there, BLENDEM_DATA"
         )
     if is_fits(path):
-        return _read_fits(path)
+        return _read_fits(path, with_psf)
     if path.suffix.lower() == ".npz":
-        return _read_npz(path)
+        return _read_npz(path, with_psf)
     raise InputError(
         f"{path}: unknown kind of file; give FITS (.fits, .fits.gz) or .npz"
     )
 
 
-def _read_fits(path: Path) -> RawObservation:
+def _read_fits(path: Path, with_psf: bool) -> RawObservation:
     hdus = open_fits(path)
     found = {hdu.name: hdu for hdu in hdus}
 
@@ -84,7 +88,12 @@ def _read_fits(path: Path) -> RawObservation:
             )
         return _planes(np.asarray(hdu.data))
 
-    sci, variance, psf = image("SCI"), image("VAR"), image("PSF")
+    sci, variance = image("SCI"), image("VAR")
+    psf = image("PSF") if with_psf else None
+    if with_psf:
+        _own_pixels(
+            path, "card PSF_SAMP of HDU PSF", found["PSF"].header.get("PSF_SAMP")
+        )
     # Cards of the primary header hold where SCI itself is silent.
     card = ChainMap(dict(found["SCI"].header), dict(hdus[0].header))
     if "MASK" in found:
@@ -130,7 +139,7 @@ def _read_wcs(path: Path, header: fits.Header, hdus: fits.HDUList) -> WCS | None
     return wcs if wcs.has_celestial else None
 
 
-def _read_npz(path: Path) -> RawObservation:
+def _read_npz(path: Path, with_psf: bool) -> RawObservation:
     try:
         # NumPy does not close a path that turns out to be no archive.
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -170,14 +179,17 @@ def _read_npz(path: Path) -> RawObservation:
     if "footprint" in data:
         inside = _mask(path, "key `footprint`", data["footprint"], image.shape, None)
         masked |= ~inside
-    psf, correlation = first("psfs", "psf"), "noise_correlation"
+    psf = first("psfs", "psf") if with_psf else None
+    if with_psf:
+        _own_pixels(path, "key `psf_samp`", data.get("psf_samp"))
+    correlation = "noise_correlation"
     where = next((k for k in ("catalog", "peaks", "centers") if k in data), "catalog")
     bands = data.get("filters")
     return RawObservation(
         image=image,
         variance=variance,
         masked=masked,
-        psf=_planes(data[psf]),
+        psf=_planes(data[psf]) if with_psf else None,
         correlation=_planes(data[correlation]) if correlation in data else None,
         names={
             "SCI": "key `images`",
@@ -214,6 +226,15 @@ def _npz_catalog(path: Path, key: str, values: np.ndarray) -> Table:
     if "id" not in catalog.colnames:
         catalog.add_column(np.arange(len(catalog)), name="id", index=0)
     return catalog
+
+
+def _own_pixels(path: Path, name: str, value: object) -> None:
+    """Refuse a PSF image whose pixels say that they are not those of the observation."""
+    if value is not None and np.any(np.asarray(value) != 1):
+        raise InputError(
+            f"{path}: {name} is {value}; PSF images must have the pixels of the observation"
+            " (1): resample it, or give a model of PSFEx in column `psf`"
+        )
 
 
 def _number(path: Path, name: str, value: object) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REQUIRED = ("field", "instrument", "path")
-OPTIONAL = ("catalog", "survey", "bands", "magzero", "stars")
+OPTIONAL = ("catalog", "survey", "bands", "magzero", "stars", "psf")
 # Where `${BLENDEM_DATA}` points when the variable is not set, from the working directory.
 DATA_VARIABLE, DATA_DEFAULT = "BLENDEM_DATA", "../shared/data"
 FIELD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -39,6 +39,7 @@ class FieldRow:
         bands: Bands of the file's planes, where the file does not say it.
         magzero: AB zero point [mag], where the file does not say it.
         stars: Ids of sources to take for stars, where the catalog does not say it.
+        psf: PSFEx files, one per band in their order; empty: the PSF of the file.
     """
 
     field: str
@@ -49,10 +50,11 @@ class FieldRow:
     bands: tuple[str, ...] | None = None
     magzero: float | None = None
     stars: tuple[int, ...] = ()
+    psf: tuple[Path, ...] = ()
 
     def plain(self) -> dict[str, object]:
         """Values that Snakemake can hand to a script."""
-        row = asdict(self) | {"path": str(self.path)}
+        row = asdict(self) | {"path": str(self.path), "psf": [*map(str, self.psf)]}
         return row | {"catalog": None if self.catalog is None else str(self.catalog)}
 
     @classmethod
@@ -60,7 +62,12 @@ class FieldRow:
         """The row that `plain` wrote."""
         catalog = row["catalog"]
         return cls(
-            **{**row, "path": Path(row["path"]), "catalog": catalog and Path(catalog)}
+            **{
+                **row,
+                "path": Path(row["path"]),
+                "catalog": catalog and Path(catalog),
+                "psf": tuple(map(Path, row["psf"])),
+            }
         )
 
 
@@ -96,7 +103,7 @@ def read_fields_table(path: str | Path) -> list[FieldRow]:
 
     Tab-separated, with a header line; empty lines and lines that start with `#` are
     skipped. Columns `field`, `instrument`, `path` are needed, `catalog`, `survey`, `bands`
-    (`g,r,i`), `magzero` and `stars` (ids) are
+    (`g,r,i`), `magzero`, `stars` (ids) and `psf` (a PSFEx file per band) are
     optional. Several rows with one `field` are several
     observations of it; the first one sets the model grid. Relative paths start from the
     table's folder; `${BLENDEM_DATA}` and other environment variables are expanded.
@@ -158,7 +165,11 @@ def check_files(rows: Sequence[FieldRow]) -> None:
         f"field {row.field}: {what} {path} does not exist; correct the table, or set"
         f" {DATA_VARIABLE} if it names the folder"
         for row in rows
-        for what, path in (("file", row.path), ("catalog", row.catalog))
+        for what, path in (
+            ("file", row.path),
+            ("catalog", row.catalog),
+            *(("PSF model", path) for path in row.psf),
+        )
         if path is not None and not path.is_file()
     ]
     if problems:
@@ -227,4 +238,9 @@ def _read_row(header: list[str], cells: list[str], folder: Path) -> FieldRow:
         bands=split_bands(cell["bands"]) or None,
         magzero=magzero,
         stars=stars,
+        psf=tuple(
+            expand(name.strip(), folder)
+            for name in cell["psf"].split(",")
+            if name.strip()
+        ),
     )

@@ -24,6 +24,7 @@ from blendem.survey.footprints import (
     group_footprints,
     reaches_beyond,
 )
+from blendem.survey.psf_model import PSFModel, psf_at
 from blendem.survey.significance import detection_image
 
 WINGS = 5  # pixels about what is detected that are not free of its light
@@ -47,7 +48,8 @@ class Plane(NamedTuple):
     """One observation of a field, as plain values.
 
     Attributes:
-        image, variance, psf: As in `Observation`, for the whole field.
+        image, variance, psf: As in `Observation`, for the whole field. A PSF that varies is
+            taken at the middle of each blend, and of the image for detection.
         wcs: Celestial WCS or None.
         band_index: Index of each plane among the model bands.
         pixel_scale: Side of a pixel [arcsec], used where there is no WCS.
@@ -57,7 +59,7 @@ class Plane(NamedTuple):
     # Observations differ in bands and size: no name of an axis binds two of them.
     image: Float[np.ndarray, "_ _ _"]
     variance: Float[np.ndarray, "_ _ _"]
-    psf: Float[np.ndarray, "_ _ _"]
+    psf: Float[np.ndarray, "_ _ _"] | PSFModel
     wcs: WCS | None
     band_index: tuple[int, ...]
     pixel_scale: float
@@ -97,7 +99,8 @@ def estimate_noise(
     Raises:
         ValueError: If there are too few such pixels.
     """
-    bright = detection_image(plane.image, plane.variance, plane.psf) > threshold
+    psf = psf_at(plane.psf, (np.array(plane.image.shape[1:]) - 1) / 2)
+    bright = detection_image(plane.image, plane.variance, psf) > threshold
     free = ~binary_dilation(bright, iterations=WINGS)
     found = []
     for image, variance in zip(plane.image, plane.variance, strict=True):
@@ -146,6 +149,7 @@ def extract_blends(
         stamp: Side of the stamps [model pixel]; None: any source fits.
     """
     first = planes[0]
+    psf = psf_at(first.psf, (np.array(first.image.shape[1:]) - 1) / 2)
     lit = None
     if group == "field":
         labels = np.ones(len(positions), int)
@@ -157,14 +161,14 @@ def extract_blends(
         labels, segmentation, split = group_footprints(
             first.image,
             first.variance,
-            first.psf,
+            psf,
             positions,
             threshold=threshold,
             max_sources=max_sources,
         )
     if group == "field" and stamp is not None:
         lit = detected_regions(
-            first.image, first.variance, first.psf, positions, threshold=threshold
+            first.image, first.variance, psf, positions, threshold=threshold
         )
     blends = []
     for label in np.unique(labels):
@@ -176,7 +180,7 @@ def extract_blends(
         if stamp is not None and reaches_beyond(
             region,
             positions[members],
-            _half_stamps(first, stamp, pixel_scale, is_star[members]),
+            _half_stamps(first, psf, stamp, pixel_scale, is_star[members]),
         ):
             flags |= SourceFlag.BEYOND_STAMP
         bucket = choose_bucket(len(members), shape, buckets)
@@ -206,6 +210,7 @@ def extract_blends(
 
 def _half_stamps(
     first: Plane,
+    psf: Float[np.ndarray, "band size size"],
     stamp: int,
     pixel_scale: float | None,
     is_star: Bool[np.ndarray, " n"],
@@ -216,10 +221,10 @@ def _half_stamps(
     common standard deviations are allowed for. A star is seen as far as its PSF is known.
     """
     scale = pixel_scale_of(first.wcs, first.pixel_scale)
-    sigma = np.sqrt(1 / (4 * np.pi * np.sum(first.psf**2, axis=(1, 2)))).max()
+    sigma = np.sqrt(1 / (4 * np.pi * np.sum(psf**2, axis=(1, 2)))).max()
     zoom = 1.0 if pixel_scale is None else pixel_scale / scale
     half = 0.5 * stamp * zoom + 2 * np.sqrt(2) * sigma
-    return np.where(is_star, half + first.psf.shape[-1], half)
+    return np.where(is_star, half + psf.shape[-1], half)
 
 
 def _clip(box, positions, buckets):
@@ -254,12 +259,13 @@ def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
     for plane in planes:
         # observed pixel -> pixel of the first observation -> model pixel of the blend
         jacobian, offset = (np.eye(2), np.zeros(2))
+        center = middle
         if plane is not first:
-            center = middle
             if plane.wcs is not None:
                 sky = first.wcs.celestial.all_pix2world([middle[::-1]], 0)
                 center = plane.wcs.celestial.all_world2pix(sky, 0)[0][::-1]
             jacobian, offset = affine_between(plane.wcs, first.wcs, tuple(center))
+        limit = np.array(plane.image.shape[1:])
         same = plane is first or bool(np.allclose(jacobian, np.eye(2), atol=1e-4))
         if same and plane is not first:
             jacobian = np.eye(2)
@@ -284,7 +290,8 @@ def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
             pad_observation(
                 image,
                 variance,
-                plane.psf,
+                # A blend that this plane does not hold takes the PSF of its rim.
+                psf_at(plane.psf, np.clip(center, 0, limit - 1)),
                 size=size,
                 jacobian=zoom * jacobian,
                 offset=zoom * (jacobian @ low + offset - np.array([y0, x0])),
