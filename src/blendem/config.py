@@ -69,6 +69,11 @@ class SimulateConfig(Section):
     """Simulated fields; used where `fields` is null."""
 
     instrument: InstrumentName = Field("hsc_deep", description="whose noise and seeing")
+    also: tuple[InstrumentName, ...] = Field(
+        (),
+        description="other instruments that observe the same fields; all are fitted jointly. The"
+        " model has the bands of all and the smallest pixel, unless `frame` says otherwise",
+    )
     n_fields: PositiveInt = Field(2, description="number of fields")
     shape: tuple[PositiveInt, PositiveInt] = Field(
         (256, 256), description="height and width of a field [pixel]"
@@ -100,6 +105,10 @@ class SimulateConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SimulateConfig":
+        if len({self.instrument, *self.also}) != 1 + len(self.also):
+            raise ValueError(
+                f"also: {self.also} names an instrument twice, or `instrument` again"
+            )
         if (
             self.undetected_limit is not None
             and self.undetected_limit <= self.mag_limit
@@ -655,6 +664,20 @@ def with_start(config: RunConfig, start: str) -> RunConfig:
     """The same configuration with another `prior.start`."""
     prior = config.prior.model_copy(update={"start": start})
     return config.model_copy(update={"prior": prior})
+
+
+def with_frame(
+    config: RunConfig, bands: tuple[str, ...], pixel_scale: float
+) -> RunConfig:
+    """The same configuration with bands and pixel of the model where it is silent."""
+    frame = config.frame
+    frame = frame.model_copy(
+        update={
+            "bands": frame.bands or bands,
+            "pixel_scale": frame.pixel_scale or pixel_scale,
+        }
+    )
+    return config.model_copy(update={"frame": frame})
 
 
 def config_hash(config: BaseModel) -> str:

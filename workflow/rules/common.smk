@@ -12,6 +12,7 @@ from blendem.config import (
     ConfigError,
     config_hash,
     load_config,
+    with_frame,
     with_start,
 )
 from blendem.io.headers import read_header
@@ -23,8 +24,13 @@ from blendem.survey.instruments import INSTRUMENTS
 # A default that the user's file does not mention must not leak in from the default file.
 try:
     CONFIG = load_config(dict(config))
-    # Training stamps have the bands and pixels of this instrument, for real fields too.
+    # Training stamps have the bands and pixels of these instruments, for real fields too.
     INSTRUMENT = CONFIG.simulate.instrument
+    EYES = [INSTRUMENT, *CONFIG.simulate.also]
+    if CONFIG.simulate.also:
+        every = dict.fromkeys(band for x in EYES for band in INSTRUMENTS[x].bands)
+        sharpest = min(INSTRUMENTS[x].pixel_scale for x in EYES)
+        CONFIG = with_frame(CONFIG, tuple(every), sharpest)
     BANDS = list(CONFIG.frame.bands or INSTRUMENTS[INSTRUMENT].bands)
     if CONFIG.prior.start == SHIPPED:
         path = shipped_prior(Path(workflow.basedir) / "priors", BANDS)
@@ -38,6 +44,21 @@ try:
                 path=Path(f"{OUT}/fields/sim_{i:03d}.fits"),
             )
             for i in range(CONFIG.simulate.n_fields)
+        ]
+        ROWS = [
+            row
+            for first in ROWS
+            for row in (
+                first,
+                *(
+                    FieldRow(
+                        field=first.field,
+                        instrument=x,
+                        path=first.path.with_suffix(f".{x}.fits"),
+                    )
+                    for x in CONFIG.simulate.also
+                ),
+            )
         ]
     else:
         ROWS = read_fields_table(CONFIG.fields)

@@ -37,7 +37,7 @@ rule fit_basis:
         seed=CONFIG.seed,
         prior=CONFIG.prior.model_dump(exclude={"tier", "network", "train", "unet"}),
         frame=CONFIG.frame.model_dump(),
-        instrument=INSTRUMENT,
+        instruments=EYES,
         reference_band=CONFIG.infer.reference_band,
         given_sha256=GIVEN_SHA256,
     script:

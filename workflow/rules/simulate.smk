@@ -69,6 +69,7 @@ rule simulate_field:
     output:
         field=f"{OUT}/fields/{{field}}.fits",
         truth=f"{OUT}/truth/{{field}}.h5",
+        others=[f"{OUT}/fields/{{field}}.{x}.fits" for x in CONFIG.simulate.also],
     log:
         f"{OUT}/logs/simulate_field/{{field}}.log",
     benchmark:

@@ -21,6 +21,7 @@ from blendem.survey.extract import (
     SourceFlag,
     estimate_noise,
     extract_blends,
+    overlaps,
     pixel_scale_of,
 )
 from blendem.survey.instruments import INSTRUMENTS
@@ -72,6 +73,11 @@ def main(
             )
             side = psf_side[o.instrument]
             planes.append(_plane(o, basis, side, frame, first.magzero))
+            if not overlaps(planes[0], planes[-1]):
+                raise InputError(
+                    f"{o.path} (field {name}): its WCS puts it off {first.path}, the first"
+                    " observation of the field; correct the WCS or give it a field of its own"
+                )
             planes[-1] = _with_noise(planes[-1], o, noise, detection.group_threshold)
         catalog = first.catalog
         if catalog is None:

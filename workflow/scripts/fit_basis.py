@@ -13,7 +13,7 @@ from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.pca import Metric, fit_basis, fit_moments
 from blendem.prior.stamps import prepare_stamps
 from blendem.rng import stage_rng
-from blendem.survey.instruments import INSTRUMENTS
+from blendem.survey.instruments import INSTRUMENTS, instrument_of
 
 LOG = logging.getLogger(__name__)
 FWHM = 2.3548  # of a Gaussian, in sigma
@@ -25,7 +25,7 @@ def main(
     output: Path,
     config: PriorConfig,
     frame: FrameConfig,
-    instrument: str,
+    instruments: list[str],
     reference_band: str,
     rng: np.random.Generator,
 ) -> None:
@@ -46,7 +46,7 @@ def main(
         return
     images = np.concatenate([np.load(path) for path in stamps])
     digest = hashlib.sha256(images.tobytes()).hexdigest()
-    bands = frame.bands or INSTRUMENTS[instrument].bands
+    bands = frame.bands or INSTRUMENTS[instruments[0]].bands
     flux = images[:, bands.index(reference_band)].sum((-2, -1))
     images, used = prepare_stamps(
         images,
@@ -62,9 +62,9 @@ def main(
         config.modes,
         bands=bands,
         psf_sigma=frame.psf_sigma,
-        pixel_scale=frame.pixel_scale or INSTRUMENTS[instrument].pixel_scale,
+        pixel_scale=frame.pixel_scale or INSTRUMENTS[instruments[0]].pixel_scale,
         rng=rng,
-        metric=_metric(flux[used], bands, frame, instrument),
+        metric=_metric(flux[used], bands, frame, instruments),
     )
     prior = GaussianPrior.from_moments(basis, *fit_moments(basis, images))
     total = float(basis.residual) + float(np.sum(basis.eigenvalues))
@@ -80,16 +80,21 @@ def main(
 
 
 def _metric(
-    flux: np.ndarray, bands: tuple[str, ...], frame: FrameConfig, instrument: str
+    flux: np.ndarray, bands: tuple[str, ...], frame: FrameConfig, instruments: list[str]
 ) -> Metric:
-    """Seeing and noise of the instrument; bright galaxies count more."""
-    survey = INSTRUMENTS[instrument]
-    index = [survey.index(band) for band in bands]
-    scale = frame.pixel_scale or survey.pixel_scale
-    seeing = min(survey.psf_fwhm[i] for i in index) / scale / FWHM
+    """Seeing and noise of the instruments; bright galaxies count more."""
+    eyes = [instrument_of(instruments, band) for band in bands]
+    scale = frame.pixel_scale or eyes[0].pixel_scale
+    seeing = min(e.psf_fwhm[e.index(b)] for e, b in zip(eyes, bands, strict=True))
+    seeing /= scale * FWHM
+    # Noise of a model pixel: that of larger ones is shared out.
+    noise = [
+        e.sky_sigma[e.index(b)] * scale / e.pixel_scale
+        for e, b in zip(eyes, bands, strict=True)
+    ]
     return Metric(
         blur=float(np.sqrt(max(seeing**2 - frame.psf_sigma**2, 0.0))),
-        band_weight=1 / np.asarray(survey.sky_sigma)[index],
+        band_weight=1 / np.asarray(noise),
         weight=flux.astype(float) ** FLUX_WEIGHT,
     )
 
@@ -102,7 +107,7 @@ if "snakemake" in globals():
         Path(snakemake.output.basis),
         PriorConfig(**params.prior),
         FrameConfig(**params.frame),
-        params.instrument,
+        params.instruments,
         params.reference_band,
         stage_rng(params.seed, "fit_basis"),
     )

@@ -21,10 +21,10 @@ from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.pixel_sampler import PixelDraws, PixelSettings, sample_blends
 from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.inference.sampler import Draws, SamplerSettings, portion, sample
-from blendem.inference.statistics import Settings
+from blendem.inference.statistics import Settings, n_offset_unknowns
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.priors import Prior, read_prior
-from blendem.io.products import write_h5
+from blendem.io.products import read_h5, write_h5
 from blendem.io.statistics import read_amplitudes, read_statistics
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
@@ -69,7 +69,8 @@ def main(
     columns = ("chi2", "effective", "log_evidence", "n_data", "chi2_draws")
     columns += ("negative_flux", *DIAGNOSTICS)
     per_blend = {name: np.full(n_blends, np.nan) for name in columns}
-    sky = [np.zeros(0)] * n_blends
+    sky, offsets = [np.zeros(0)] * n_blends, [np.zeros((2, 0))] * n_blends
+    chosen = Settings(**read_h5(statistics, only=())[1]["settings"])
     tier = _exact if isinstance(model, GaussianPrior) else _sampled
     if isinstance(model, UNetPrior):
         amplitudes, settings = read_amplitudes(statistics)
@@ -104,8 +105,12 @@ def main(
             if len(rest) >= 2 * k:  # shift modes, in units of their prior deviation
                 out["shift"][members] = rest[: 2 * k].reshape(k, 2)
                 out["shift_sd"][members] = sd[: 2 * k].reshape(k, 2)
-                rest = rest[2 * k :]
-            sky[row] = rest
+                rest, sd = rest[2 * k :], sd[2 * k :]
+            m = n_offset_unknowns(len(data.blend(row).observations), chosen)
+            sky[row] = rest[: len(rest) - m]
+            offsets[row] = (
+                chosen.offset_sigma * np.stack([rest, sd])[:, len(rest) - m :]
+            )
             per_blend["chi2"][row] = p.chi2_of_mean
             per_blend["effective"][row] = p.effective
             per_blend["log_evidence"][row] = p.log_evidence
@@ -117,6 +122,15 @@ def main(
     width = max(map(len, sky), default=0)
     out["sky"] = np.array([np.pad(x, (0, width - len(x))) for x in sky]).reshape(
         n_blends, width
+    )
+    width = max((x.shape[1] for x in offsets), default=0)
+    padded = [
+        np.pad(x, [(0, 0), (0, width - x.shape[1])], constant_values=np.nan)
+        for x in offsets
+    ]
+    # Mean and standard deviation of every observation but the first (y, x) [model pixel].
+    out["offset"], out["offset_sd"] = np.reshape(padded, (n_blends, 2, -1, 2)).swapaxes(
+        0, 1
     )
     seconds = time.perf_counter() - start
     LOG.info("%d blends, %d draws each: %.1f s", n_blends, infer.samples, seconds)

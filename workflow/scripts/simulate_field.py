@@ -10,17 +10,18 @@ from blendem.io.products import write_h5
 from blendem.logs import configure_logging
 from blendem.rng import stage_rng
 from blendem.survey.instruments import INSTRUMENTS
-from blendem.survey.simulate import simulate_field
+from blendem.survey.simulate import observe_again, simulate_field
 
 
 def main(
     path: Path,
+    others: list[Path],
     truth: Path,
     simulate: SimulateConfig,
     frame: FrameConfig,
     rng: np.random.Generator,
 ) -> None:
-    """Simulate, write the field and its truth."""
+    """Simulate, write the field as every instrument sees it, and its truth."""
     field = simulate_field(
         INSTRUMENTS[simulate.instrument],
         simulate.shape,
@@ -36,6 +37,8 @@ def main(
         psf_sigma=frame.psf_sigma,
         centroid_error=simulate.centroid_error,
         undetected_limit=simulate.undetected_limit,
+        model_scale=frame.pixel_scale,
+        model_bands=frame.bands,
     )
     write_h5(
         truth,
@@ -45,7 +48,7 @@ def main(
             "observed": field.observed,
             "corner": field.corner,
         },
-        {"bands": list(field.bands), "magzero": field.magzero},
+        {"bands": list(frame.bands or field.bands), "magzero": field.magzero},
     )
     write_field(
         path,
@@ -57,6 +60,20 @@ def main(
         wcs=field.wcs,
         catalog=field.catalog,
     )
+    for path, name in zip(others, simulate.also, strict=True):
+        (noise,) = rng.spawn(
+            1
+        )  # after the others: the first image does not depend on it
+        again = observe_again(field, INSTRUMENTS[name], rng=noise)
+        write_field(
+            path,
+            image=again.image,
+            variance=again.variance,
+            psf=again.psf,
+            bands=again.instrument.bands,
+            magzero=again.instrument.magzero,
+            wcs=again.wcs,
+        )
 
 
 if "snakemake" in globals():
@@ -64,6 +81,7 @@ if "snakemake" in globals():
     params = snakemake.params
     main(
         Path(snakemake.output.field),
+        [Path(path) for path in snakemake.output.others],
         Path(snakemake.output.truth),
         SimulateConfig(**params.simulate),
         FrameConfig(**params.frame),

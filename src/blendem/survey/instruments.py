@@ -1,6 +1,6 @@
 """Instruments: bands, pixel scale, seeing and depth of the surveys that are simulated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -198,3 +198,16 @@ _ALL = (
 )
 
 INSTRUMENTS: Mapping[str, Instrument] = MappingProxyType({x.name: x for x in _ALL})
+
+
+def instrument_of(names: Sequence[str], band: str) -> Instrument:
+    """The first of some instruments that has a band.
+
+    Raises:
+        ValueError: If none has it.
+    """
+    for name in names:
+        if band in INSTRUMENTS[name].bands:
+            return INSTRUMENTS[name]
+    known = {name: INSTRUMENTS[name].bands for name in names}
+    raise ValueError(f"no instrument has band {band!r}; there are {known}")

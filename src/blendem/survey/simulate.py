@@ -8,6 +8,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from jaxtyping import Float, Int
 
+from blendem.noise import draw_noise
 from blendem.survey.instruments import Instrument, effective_psf
 from blendem.survey.layout import blend_positions, scatter_positions, tangent_wcs
 from blendem.survey.population import (
@@ -24,6 +25,22 @@ MAG_BRIGHT, STAR_LIMIT = 18.0, 24.0
 # COSMOS, where HSC, HST and the LSST deep fields overlap (Scoville et al. 2007).
 COSMOS = (150.11917, 2.20583)
 MODES = ("scatter", "blends")
+
+
+@dataclass(frozen=True)
+class SimulatedImage:
+    """Another observation of a simulated field.
+
+    Attributes:
+        instrument: What observes it.
+        image, variance, psf, wcs: As in `SimulatedField`.
+    """
+
+    instrument: Instrument
+    image: Float[np.ndarray, "band height width"]
+    variance: Float[np.ndarray, "band height width"]
+    psf: Float[np.ndarray, "band size size"]
+    wcs: WCS
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class SimulatedField:
         observed: Noise-free image of each source alone, `(n, band, size, size)` float32.
         corner: Position (y, x) in the field of each `observed[k]`'s first pixel, `(n, 2)`;
             it may be negative and the stamp may stick out of the field.
+        sources: The population, in the order of the catalog.
     """
 
     instrument: Instrument
@@ -57,6 +75,7 @@ class SimulatedField:
     model: Float[np.ndarray, "n band stamp stamp"]
     observed: Float[np.ndarray, "n band side side"]
     corner: Int[np.ndarray, "n 2"]
+    sources: pd.DataFrame
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -117,6 +136,8 @@ def simulate_field(
     center: tuple[float, float] = COSMOS,
     centroid_error: float = 0.0,
     undetected_limit: float | None = None,
+    model_scale: float | None = None,
+    model_bands: tuple[str, ...] | None = None,
 ) -> SimulatedField:
     """Simulate a field: sources, their truth, and a noisy image.
 
@@ -150,6 +171,8 @@ def simulate_field(
         undetected_limit: Galaxies between `mag_limit` and this magnitude are in the image,
             uniformly placed with their real density, and neither in the catalog nor in the
             truth. None: there are none.
+        model_scale, model_bands: Pixel [arcsec] and bands of the model images; None: those of the
+            instrument.
 
     Raises:
         ValueError: If a setting cannot be used; the message names it.
@@ -178,7 +201,16 @@ def simulate_field(
         is_star = mix.random(len(position)) < share
     sources = _sources(is_star, galaxy, star, (mag_bright, mag_limit), population)
 
-    model = draw_stamps(sources, instrument, stamp=stamp, psf_sigma=psf_sigma)
+    model_bands = instrument.bands if model_bands is None else model_bands
+    model_scale = instrument.pixel_scale if model_scale is None else model_scale
+    model = draw_stamps(
+        sources,
+        instrument,
+        stamp=stamp,
+        psf_sigma=psf_sigma,
+        pixel_scale=model_scale,
+        bands=model_bands,
+    )
     observed, corner = draw_observed(sources, instrument, position, size=observed_size)
     expected = np.zeros((len(instrument.bands), *shape))
     for k in range(len(sources)):
@@ -206,7 +238,16 @@ def simulate_field(
         units={"x": "pix", "y": "pix", "ra": "deg", "dec": "deg"},
     )
     # The truth keeps the true positions; what users know is the catalog.
-    truth = truth_table(catalog, sources, instrument, model, observed, corner)
+    truth = truth_table(
+        catalog,
+        sources,
+        instrument,
+        model,
+        observed,
+        corner,
+        model_bands=model_bands,
+        model_scale=model_scale,
+    )
     if centroid_error > 0:
         given = position + centroid_error * centroid.standard_normal(position.shape)
         ra, dec = wcs.pixel_to_world_values(given[:, 1], given[:, 0])
@@ -224,6 +265,50 @@ def simulate_field(
         model=model,
         observed=observed,
         corner=corner,
+        sources=sources,
+    )
+
+
+def observe_again(
+    field: SimulatedField,
+    instrument: Instrument,
+    *,
+    rng: np.random.Generator,
+    psf_size: int = 41,
+    observed_size: int = 137,
+    offset: tuple[float, float] = (0.0, 0.0),
+    correlation: Float[np.ndarray, "lag lag"] | None = None,
+) -> SimulatedImage:
+    """Observe the sources of a field with another instrument, or once more with the same.
+
+    Args:
+        field: The field.
+        instrument: What observes it now; its image covers the same sky.
+        rng: Of the noise.
+        psf_size: Side of the PSF images [pixel], odd.
+        observed_size: Side of the image of a source [pixel], odd; light beyond is lost.
+        offset: Error (y, x) of the WCS of the new image [arcsec].
+        correlation: Of the noise; None: pixels are independent.
+    """
+    zoom = field.instrument.pixel_scale / instrument.pixel_scale
+    shape = tuple(int(np.ceil(n * zoom)) for n in field.image.shape[1:])
+    wcs = tangent_wcs(shape, instrument.pixel_scale, tuple(field.wcs.wcs.crval))
+    y, x = field.truth["y"], field.truth["x"]
+    there = wcs.world_to_pixel(field.wcs.pixel_to_world(x, y))[::-1]
+    position = np.stack(there, axis=-1) + np.array(offset) / instrument.pixel_scale
+    observed, corner = draw_observed(
+        field.sources, instrument, position, size=observed_size
+    )
+    expected = np.zeros((len(instrument.bands), *shape))
+    for k in range(len(position)):
+        add_image(expected, observed[k], corner[k])
+    image, variance = _expose(expected, instrument, None, rng, correlation)
+    return SimulatedImage(
+        instrument=instrument,
+        image=image.astype(np.float32),
+        variance=variance.astype(np.float32),
+        psf=effective_psf(instrument, psf_size).astype(np.float32),
+        wcs=wcs,
     )
 
 
@@ -276,11 +361,18 @@ def _expose(
     instrument: Instrument,
     electrons: float | None,
     rng: np.random.Generator,
+    correlation: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add noise; return image and variance."""
     sigma = np.asarray(instrument.sky_sigma)[:, None, None]
     variance = np.broadcast_to(sigma**2, expected.shape).copy()
-    image = expected + sigma * rng.standard_normal(expected.shape)
+    if correlation is None:
+        noise = rng.standard_normal(expected.shape)
+    else:
+        noise = np.stack(
+            [draw_noise(correlation, expected.shape[1:], rng) for _ in expected]
+        )
+    image = expected + sigma * noise
     if electrons is not None:
         if not electrons > 0:
             raise ValueError(f"`electrons` must be positive; got {electrons}.")

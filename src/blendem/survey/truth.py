@@ -115,10 +115,14 @@ def truth_table(
     model: Float[np.ndarray, "n band stamp stamp"],
     observed: Float[np.ndarray, "n band side side"],
     corner: Int[np.ndarray, "n 2"],
+    *,
+    model_bands: tuple[str, ...],
+    model_scale: float,
 ) -> Table:
     """Collect what is known of each source.
 
-    Columns: those of `catalog`; the parameters of the population (NaN for stars); and
+    Columns: those of `catalog`; the parameters of the population (NaN for stars); and, with
+    blendedness and S/N for the bands of the instrument only,
 
     - `flux_<band>`: total flux, to infinity [image unit];
     - `flux_model_<band>`: flux inside the model image;
@@ -136,18 +140,19 @@ def truth_table(
             truth[name].unit = _UNITS.get(name)
     blended = blendedness(observed, corner)
     total, inside = np.zeros(len(truth)), np.zeros(len(truth))
-    for b, band in enumerate(instrument.bands):
+    for b, band in enumerate(model_bands):
         flux = total_flux(sources, band)
         flux_model = model[:, b].sum(axis=(1, 2), dtype=float)
         total, inside = total + flux, inside + flux_model
         truth[f"flux_{band}"] = flux
         truth[f"flux_model_{band}"] = flux_model
+    for b, band in enumerate(instrument.bands):
         truth[f"blendedness_{band}"] = blended[:, b]
         norm = np.sqrt(np.sum(observed[:, b].astype(float) ** 2, axis=(1, 2)))
         truth[f"snr_{band}"] = norm / instrument.sky_sigma[b]
     truth["stamp_fraction"] = inside / total
-    reference = model[:, instrument.index(instrument.reference_band)]
-    truth["hlr"] = [half_light_radius(x, instrument.pixel_scale) for x in reference]
+    reference = model[:, model_bands.index(instrument.reference_band)]
+    truth["hlr"] = [half_light_radius(x, model_scale) for x in reference]
     truth["hlr"].unit = "arcsec"
     shapes = np.array([_ellipticity(x) for x in reference], float).reshape(-1, 2)
     truth["e1"], truth["e2"] = shapes.T
