@@ -84,7 +84,7 @@ class Renderer(eqx.Module):
             # The PSF may reach far in small model pixels; stamps that are larger than
             # it set the scale, and what wraps around is below the PSF's own wings.
             n_stamp = fast_length(2 * stamp)
-            n_low = _kept(n_stamp, observation.sampling.band_limit)
+            n_low = kept_frequencies(n_stamp, observation.sampling.band_limit)
             ky, kx = frequencies(n_stamp, dtype, n_low)
             to_psf = jacobian / fine
             ky_o = to_psf[0, 0] * ky + to_psf[1, 0] * kx
@@ -372,7 +372,7 @@ class Renderer(eqx.Module):
         return (out * self.pixel_area()).reshape(*image.shape[:-2], height, width)
 
 
-def _kept(n: int, band_limit: float) -> int:
+def kept_frequencies(n: int, band_limit: float) -> int:
     """Even number of frequencies of a grid of side `n` that a band limit leaves."""
     # The last one stands for both signs: it is to lie beyond the limit.
     return min(n, fast_length(int(np.ceil(band_limit * n)) + 2))
