@@ -27,7 +27,8 @@ from blendem.psf import (
 )
 from blendem.renderer import kept_frequencies
 
-GUARD = 6  # pixels that are added to a stamp, for the tails of its shift
+# Half width of the kernel that moves stamps by a part of a pixel, and shape of its window.
+GUARD, KAISER = 16, 6.5
 
 
 class SameGrid(eqx.Module):
@@ -48,9 +49,9 @@ class SameGrid(eqx.Module):
     band_index: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(
-        self, scene: Float[Array, "band y x"]
+        self, scene: Float[Array, "observed y x"]
     ) -> Float[Array, "observed height width"]:
-        scene = scene[jnp.asarray(self.band_index)]
+        """Image of a scene in the observed bands."""
         transform = jnp.fft.rfft2(scene, s=(self.n, self.n)) * self.kernel
         image = jnp.fft.irfft2(transform, s=(self.n, self.n))
         begin = (0, self.corner[0], self.corner[1])
@@ -81,10 +82,10 @@ class OtherGrid(eqx.Module):
     aligned: bool = eqx.field(static=True)
 
     def __call__(
-        self, scene: Float[Array, "band y x"]
+        self, scene: Float[Array, "observed y x"]
     ) -> Float[Array, "observed height width"]:
+        """Image of a scene in the observed bands."""
         exact = jax.lax.Precision.HIGHEST
-        scene = scene[jnp.asarray(self.band_index)]
         low, half = self.kernel.shape[1:]
         rows = jnp.matmul(scene, self.from_x, precision=exact)
         both = jnp.matmul(self.from_y, rows, precision=exact)
@@ -114,13 +115,19 @@ class OtherGrid(eqx.Module):
 class SceneOperator(eqx.Module):
     """From stamps of all sources to the images of all observations.
 
+    Bands that an observation has on the model's own pixels are moved exactly; for the others,
+    which hold low frequencies only, a short kernel is as good.
+
     Attributes:
-        shift_y, shift_x: Stamps onto the pixels of the scene, `(source, patch, stamp)`.
+        exact_y, exact_x: Stamps onto all rows and columns of the scene, `(source, y, stamp)`.
+        shift_y, shift_x: Stamps onto a patch of the scene, `(source, patch, stamp)`.
         corner: First pixel (y, x) of each source's patch on the scene, `(source, 2)`.
         observations: One projection each.
         size: Height and width of the scene. Static.
     """
 
+    exact_y: Float[Array, "source y stamp"]
+    exact_x: Float[Array, "source x stamp"]
     shift_y: Float[Array, "source patch stamp"]
     shift_x: Float[Array, "source patch stamp"]
     corner: Int[Array, "source 2"]
@@ -150,9 +157,14 @@ class SceneOperator(eqx.Module):
         corner = whole - patch // 2
         low = corner.min(axis=0)
         size = tuple(int(n) for n in corner.max(axis=0) + patch - low)
-        shift = dirichlet(patch, stamp, centers - whole)
+        r = np.arange(stamp) - stamp // 2
+        exact = (
+            np.sinc(np.arange(n)[None, :, None] - r - (c - first)[:, None, None])
+            for n, c, first in zip(size, centers.T, low, strict=True)
+        )
+        shift = shift_matrices(patch, stamp, centers - whole)
         return cls(
-            *(jnp.asarray(s, dtype) for s in shift),
+            *(jnp.asarray(s, dtype) for s in (*exact, *shift)),
             corner=jnp.asarray(corner - low),
             observations=tuple(
                 _same_grid(o, psf_sigma, low, size, dtype)
@@ -163,10 +175,22 @@ class SceneOperator(eqx.Module):
             size=size,
         )
 
-    def scene(
+    def exact_scene(
         self, x: Float[Array, "source band stamp stamp"]
     ) -> Float[Array, "band y x"]:
         """Sum of all sources on the pixels of the scene."""
+        n, bands, stamp, _ = x.shape
+        exact = jax.lax.Precision.HIGHEST
+        rows = jnp.matmul(self.exact_y[:, None], x, precision=exact)
+        # One product for all sources: side by side.
+        rows = rows.transpose(1, 2, 0, 3).reshape(bands, -1, n * stamp)
+        columns = self.exact_x.transpose(0, 2, 1).reshape(n * stamp, -1)
+        return jnp.matmul(rows, columns, precision=exact)
+
+    def smooth_scene(
+        self, x: Float[Array, "source band stamp stamp"]
+    ) -> Float[Array, "band y x"]:
+        """The same below 0.87 of the Nyquist frequency, patch by patch."""
         exact = jax.lax.Precision.HIGHEST
         rows = jnp.matmul(self.shift_y[:, None], x, precision=exact)
         turned = jnp.swapaxes(self.shift_x, 1, 2)[:, None]
@@ -183,27 +207,40 @@ class SceneOperator(eqx.Module):
         self, x: Float[Array, "source band stamp stamp"]
     ) -> tuple[Float[Array, "..."], ...]:
         """Images of stamps of all model bands, one per observation."""
-        scene = self.scene(x)
-        return tuple(observe(scene) for observe in self.observations)
+        images = [None] * len(self.observations)
+        for kind, scene_of in (
+            (SameGrid, self.exact_scene),
+            (OtherGrid, self.smooth_scene),
+        ):
+            mine = [i for i, o in enumerate(self.observations) if isinstance(o, kind)]
+            bands = sorted({b for i in mine for b in self.observations[i].band_index})
+            if not bands:
+                continue
+            scene = scene_of(x[:, jnp.asarray(bands)])
+            for i in mine:
+                observation = self.observations[i]
+                chosen = [bands.index(b) for b in observation.band_index]
+                images[i] = observation(scene[jnp.asarray(chosen)])
+        return tuple(images)
 
 
-def dirichlet(
+def shift_matrices(
     patch: int, stamp: int, shift: Float[np.ndarray, "source 2"]
 ) -> tuple[Float[np.ndarray, "source patch stamp"], ...]:
     """Matrices that move a stamp by a part of a pixel, along y and x.
 
-    The stamp is taken for one period of a band-limited function, zero around it.
+    The sinc of band-limited interpolation under a Kaiser window: right to 1e-4 up to 0.87 of the
+    Nyquist frequency. What is above no PSF lets through: that of HST at 0.03 arcsec ends at 0.86.
     """
     at = np.arange(patch) - patch // 2
     r = np.arange(stamp) - stamp // 2
-    matrices = []
-    for axis in (0, 1):
-        t = at[None, :, None] - r[None, None, :] - shift[:, axis, None, None]
-        below = patch * np.tan(np.pi * t / patch)
-        at_pole = np.isclose(t % patch, 0, atol=1e-12) | np.isclose(t % patch, patch)
-        value = np.sin(np.pi * t) / np.where(at_pole, 1.0, below)
-        matrices.append(np.where(at_pole, 1.0, value))
-    return tuple(matrices)
+    t = at[None, None, :, None] - r - shift.T[:, :, None, None]
+    inner = np.maximum(1 - (t / GUARD) ** 2, 0.0)
+    window = np.where(inner > 0, np.i0(KAISER * np.sqrt(inner)) / np.i0(KAISER), 0.0)
+    kernel = np.sinc(t) * window
+    return tuple(
+        kernel / kernel.sum(axis=-2, keepdims=True)
+    )  # every pixel keeps its flux
 
 
 def _same_grid(o: Observation, psf_sigma, low, size, dtype) -> SameGrid:
