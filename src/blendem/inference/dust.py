@@ -3,10 +3,10 @@
 The reverse diffusion is that of `sampler` under moment matching (Rozet et al. 2024,
 arXiv 2405.13712), with the unknowns of galaxy, dust and slope of the law stacked and the forward
 model linearised at every noise level and draw, where both priors are denoised at the same noise.
-Metropolis steps with the exact likelihood end it (`DustSettings.corrections`): their proposal is
-the Gaussian posterior of the model linearised at the present draw, given the components that
-galaxy and dust belong to. They leave the exact posterior as it is and tell by their acceptance what
-the linearisation is worth.
+Metropolis steps with the exact likelihood end it (`DustSettings.corrections`). Given the draw, a copy
+of it with noise and the components that galaxy and dust belong to are drawn; the proposal is then the
+Gaussian posterior of the model linearised at the draw, about that copy: the less noise, the shorter
+the step and the better the linearisation. The steps leave the exact posterior as it is.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from blendem.inference.dust_model import DustLikelihood, DustModel, linearise
 from blendem.precision import single_precision
 from blendem.prior.schedule import noise_levels
+
+# Noise of the copies of e about which Metropolis steps propose, in turn.
+COPIES = (1.0, 0.5, 0.25, 0.12)
 
 
 class DustSettings(NamedTuple):
@@ -171,20 +174,27 @@ def _components(model, e, key):
     return jnp.concatenate(centers, axis=1), _block_diagonal([*blocks, one])
 
 
-def _proposal(local, center, precision):
+class _Gaussian(NamedTuple):
+    """What e would be without data: given its components and a noisy copy."""
+
+    center: Array
+    precision: Array
+
+    def force(self, e):
+        """Gradient of the log density."""
+        return jnp.einsum("kij,kj->ki", self.precision, self.center - e).ravel()
+
+    def log_density(self, e):
+        """Up to a constant."""
+        return -0.5 * (self.center - e).ravel() @ self.force(e)
+
+
+def _proposal(local, prior):
     """Gaussian posterior of the linearised model: mean, Cholesky factor of its precision."""
-    e, n = local.e, local.e.size
-    prior = jax.scipy.linalg.block_diag(*precision)
-    lower = jnp.linalg.cholesky(prior + local.jacobian @ local.jacobian.T)
-    force = prior @ (center - e).ravel() + local.jacobian @ local.residual
-    mean = e.ravel() + jax.scipy.linalg.cho_solve((lower, True), force)
-    return mean, lower.reshape(n, n)
-
-
-def _log_target(local, center, precision):
-    away = local.e - center
-    prior = jnp.einsum("ki,kij,kj->", away, precision, away)
-    return -0.5 * (prior + jnp.sum(local.residual**2))
+    precision = jax.scipy.linalg.block_diag(*prior.precision)
+    lower = jnp.linalg.cholesky(precision + local.jacobian @ local.jacobian.T)
+    force = prior.force(local.e) + local.jacobian @ local.residual
+    return local.e.ravel() + jax.scipy.linalg.cho_solve((lower, True), force), lower
 
 
 def _log_proposal(e, mean, lower):
@@ -192,17 +202,23 @@ def _log_proposal(e, mean, lower):
     return jnp.sum(jnp.log(jnp.diagonal(lower))) - 0.5 * jnp.sum(white**2)
 
 
-def _metropolis(model, likelihood, local, key):
-    """Components given e, then e given them (Metropolis et al. 1953; Hastings 1970)."""
-    pick, noise, accept = jax.random.split(key, 3)
-    center, precision = _components(model, local.e, pick)
-    mean, lower = _proposal(local, center, precision)
+def _metropolis(model, likelihood, local, sigma, key):
+    """Components and a noisy copy given e, then e given them (Metropolis-Hastings)."""
+    pick, copy, noise, accept = jax.random.split(key, 4)
+    e = local.e
+    center, precision = _components(model, e, pick)
+    noisy = e + sigma * jax.random.normal(copy, e.shape, e.dtype)
+    # The product of both Gaussians, of the components and about the copy.
+    total = precision + sigma**-2 * jnp.eye(e.shape[1], dtype=e.dtype)[None]
+    pull = jnp.einsum("kij,kj->ki", precision, center - noisy)
+    prior = _Gaussian(noisy + jnp.linalg.solve(total, pull[..., None])[..., 0], total)
+    mean, lower = _proposal(local, prior)
     white = jax.random.normal(noise, mean.shape, mean.dtype)
     step = jax.scipy.linalg.solve_triangular(lower, white, lower=True, trans=1)
-    new = _local(model, likelihood, (mean + step).reshape(local.e.shape))
-    back = _proposal(new, center, precision)
-    gain = _log_target(new, center, precision) - _log_target(local, center, precision)
-    gain += _log_proposal(local.e, *back) - _log_proposal(new.e, mean, lower)
+    new = _local(model, likelihood, (mean + step).reshape(e.shape))
+    gain = prior.log_density(new.e) - prior.log_density(e)
+    gain += 0.5 * (jnp.sum(local.residual**2) - jnp.sum(new.residual**2))
+    gain += _log_proposal(e, *_proposal(new, prior)) - _log_proposal(new.e, mean, lower)
     accepted = jnp.log(jax.random.uniform(accept, (), gain.dtype)) < gain
     return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, local), accepted
 
@@ -213,10 +229,14 @@ def _locals(model, likelihood, e):
 
 
 @eqx.filter_jit
-def _correct(model, likelihood, local, key):
+def _correct(model, likelihood, local, sigma, key):
     """One Metropolis step of all draws."""
     keys = jax.random.split(key, len(local.e))
-    return jax.vmap(lambda x, k: _metropolis(model, likelihood, x, k))(local, keys)
+
+    def one(local, key):
+        return _metropolis(model, likelihood, local, sigma, key)
+
+    return jax.vmap(one)(local, keys)
 
 
 def correct(
@@ -239,9 +259,9 @@ def correct(
     local = _locals(model, likelihood, jnp.asarray(e))
     accepted = np.zeros((steps, len(e)), bool)
     for number in range(steps):
-        local, moved = _correct(
-            model, likelihood, local, jax.random.fold_in(key, number)
-        )
+        sigma = jnp.asarray(COPIES[number % len(COPIES)], local.e.dtype)
+        again = jax.random.fold_in(key, number)
+        local, moved = _correct(model, likelihood, local, sigma, again)
         accepted[number] = moved
     return local.e, jnp.sum(local.residual**2, axis=1), accepted
 

@@ -157,6 +157,7 @@ def compress(
         rank: Numbers kept per band.
     """
     side, bands = examples.shape[-1], examples.shape[1]
+    observation = jax.tree.map(jnp.asarray, observation)
     renderer = Renderer.of(observation, side, jnp.asarray(psf_sigma))
     root = np.sqrt(np.asarray(observation.weight)).reshape(bands, -1)
     unit = np.eye(side * side, dtype=np.float32).reshape(-1, 1, side, side)
