@@ -253,7 +253,6 @@ def report(out: Report, label: str, truth: np.ndarray, fits: Fits, goal: bool) -
 
 def draw_figure(path: Path, model, sky, images, fits, truth, rows) -> None:
     """One galaxy per row."""
-    observation, center = template()
     extent = np.array([-0.5, STAMP - 0.5] * 2)
     crop = slice(BORDER, BORDER + STAMP)
     titles = (
@@ -365,8 +364,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("results/multi"))
     parser.add_argument("--galaxies", type=int, default=200)
     parser.add_argument("--draws", type=int, default=64)
-    parser.add_argument("--corrections", type=int, default=24)
-    parser.add_argument("--aligned", type=int, default=60)
+    parser.add_argument("--corrections", type=int, default=16)
+    parser.add_argument("--aligned", type=int, default=40)
     parser.add_argument("--link", default="softplus")
     given = parser.parse_args()
     main(

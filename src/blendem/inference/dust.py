@@ -35,11 +35,11 @@ class DustSettings(NamedTuple):
         corrections: Metropolis steps with the exact likelihood after the last level.
     """
 
-    steps: int = 20
-    sigma_max: float = 30.0
-    sigma_min: float = 0.01
-    refinements: int = 1
-    corrections: int = 10
+    steps: int = 12
+    sigma_max: float = 10.0
+    sigma_min: float = 0.02
+    refinements: int = 0
+    corrections: int = 16
 
 
 DEFAULT = DustSettings()
@@ -175,30 +175,43 @@ def _components(model, e, key):
 
 
 class _Gaussian(NamedTuple):
-    """What e would be without data: given its components and a noisy copy."""
+    """What e would be without data: given its components, and a noisy copy of it."""
 
     center: Array
     precision: Array
+    copy: Array
+    sigma: Array
 
     def force(self, e):
         """Gradient of the log density."""
-        return jnp.einsum("kij,kj->ki", self.precision, self.center - e).ravel()
+        pull = jnp.einsum("kij,kj->ki", self.precision, self.center - e)
+        return (pull + (self.copy - e) / self.sigma**2).ravel()
 
     def log_density(self, e):
         """Up to a constant."""
-        return -0.5 * (self.center - e).ravel() @ self.force(e)
+        away = e - self.center
+        squares = jnp.einsum("ki,kij,kj->", away, self.precision, away)
+        return -0.5 * (squares + jnp.sum((e - self.copy) ** 2) / self.sigma**2)
+
+    def total(self):
+        """Precision of the product of both, of all sources."""
+        blocks = jax.scipy.linalg.block_diag(*self.precision)
+        return blocks + self.sigma**-2 * jnp.eye(len(blocks), dtype=blocks.dtype)
 
 
+# Batched LAPACK calls of one program must wait for each other: two at once, each with all
+# threads of a pool to wait for, stand still for ever (jaxlib 0.10 on two cores).
 def _proposal(local, prior):
-    """Gaussian posterior of the linearised model: mean, Cholesky factor of its precision."""
-    precision = jax.scipy.linalg.block_diag(*prior.precision)
-    lower = jnp.linalg.cholesky(precision + local.jacobian @ local.jacobian.T)
+    """Gaussian posterior of the linearised model: half-solved force, factor of the precision."""
+    precision = prior.total() + local.jacobian @ local.jacobian.T
+    lower = jnp.linalg.cholesky(precision)
     force = prior.force(local.e) + local.jacobian @ local.residual
-    return local.e.ravel() + jax.scipy.linalg.cho_solve((lower, True), force), lower
+    return jax.scipy.linalg.solve_triangular(lower, force, lower=True), lower
 
 
-def _log_proposal(e, mean, lower):
-    white = lower.T @ (e.ravel() - mean)
+def _log_proposal(step, half, lower):
+    """Log density of a step, up to a constant: `lower^T step ~ N(half, 1)`."""
+    white = lower.T @ step.ravel() - half
     return jnp.sum(jnp.log(jnp.diagonal(lower))) - 0.5 * jnp.sum(white**2)
 
 
@@ -206,19 +219,17 @@ def _metropolis(model, likelihood, local, sigma, key):
     """Components and a noisy copy given e, then e given them (Metropolis-Hastings)."""
     pick, copy, noise, accept = jax.random.split(key, 4)
     e = local.e
-    center, precision = _components(model, e, pick)
     noisy = e + sigma * jax.random.normal(copy, e.shape, e.dtype)
-    # The product of both Gaussians, of the components and about the copy.
-    total = precision + sigma**-2 * jnp.eye(e.shape[1], dtype=e.dtype)[None]
-    pull = jnp.einsum("kij,kj->ki", precision, center - noisy)
-    prior = _Gaussian(noisy + jnp.linalg.solve(total, pull[..., None])[..., 0], total)
-    mean, lower = _proposal(local, prior)
-    white = jax.random.normal(noise, mean.shape, mean.dtype)
+    prior = _Gaussian(*_components(model, e, pick), noisy, sigma)
+    half, lower = _proposal(local, prior)
+    white = half + jax.random.normal(noise, half.shape, half.dtype)
     step = jax.scipy.linalg.solve_triangular(lower, white, lower=True, trans=1)
-    new = _local(model, likelihood, (mean + step).reshape(e.shape))
+    step = step.reshape(e.shape)
+    new = _local(model, likelihood, e + step)
     gain = prior.log_density(new.e) - prior.log_density(e)
     gain += 0.5 * (jnp.sum(local.residual**2) - jnp.sum(new.residual**2))
-    gain += _log_proposal(e, *_proposal(new, prior)) - _log_proposal(new.e, mean, lower)
+    gain += _log_proposal(-step, *_proposal(new, prior))
+    gain -= _log_proposal(step, half, lower)
     accepted = jnp.log(jax.random.uniform(accept, (), gain.dtype)) < gain
     return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, local), accepted
 
