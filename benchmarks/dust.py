@@ -267,7 +267,7 @@ def draw_figure(path: Path, model, sky, images, fits, truth, rows) -> None:
     matplotlib.use("Agg")
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(
-            len(rows), 7, figsize=(TWO_COLUMNS, 1.12 * len(rows) + 0.35), squeeze=False
+            len(rows), 7, figsize=(TWO_COLUMNS, 0.92 * len(rows) + 0.3), squeeze=False
         )
         for ax, title in zip(axes[0], titles, strict=True):
             ax.set_title(title, fontsize=7)
@@ -320,6 +320,7 @@ def draw_figure(path: Path, model, sky, images, fits, truth, rows) -> None:
 def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> None:
     """Train, simulate, fit, score."""
     begin = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
     taught = simulate(4000, rng)
     model = train(taught, rng, link, 0.0)
@@ -344,7 +345,6 @@ def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> 
             # Bright ones, of little and of much dust.
             bright = np.argsort(-sky.dimmed[:40].sum((1, 2, 3)))[:12]
             order = bright[np.argsort(truth[bright, -1])]
-            out.mkdir(parents=True, exist_ok=True)
             draw_figure(
                 out / "dust.png",
                 model,
@@ -354,9 +354,8 @@ def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> 
                 truth,
                 order[[1, 4, 7, 9, 11]],
             )
-    rows.say("whole benchmark", time.perf_counter() - begin, "s")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "dust.json").write_text(json.dumps(rows.rows, indent=1) + "\n")
+        rows.say("time so far", time.perf_counter() - begin, "s")
+        (out / "dust.json").write_text(json.dumps(rows.rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
