@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import equinox as eqx
 import numpy as np
 from astropy.table import Table
 
@@ -209,7 +210,13 @@ def _render(
 ) -> dict:
     """Posterior mean of every source as its blend's first observation sees it."""
     n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
-    side = stamp + OBSERVED_MARGIN
+    scales = [
+        np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
+        for stack in data.stacks
+    ]
+    # Stamps are model pixels, images are observed ones; odd.
+    side = 2 * int(np.ceil(stamp / min(scales, default=1.0) / 2 - 0.5)) + 1
+    side += OBSERVED_MARGIN
     out = {
         "mean": np.full((n, n_bands, side, side), np.nan, np.float32),
         "std": np.full((n, n_bands, side, side), np.nan, np.float32),
@@ -239,6 +246,8 @@ def _render(
                 centers[i, : len(m)],
             )
         sigma = float(basis.psf_sigma)
+        # The products show the first observation only.
+        stack = eqx.tree_at(lambda b: b.observations, stack, stack.observations[:1])
         image = render_of(stack, place(sources["mean"]), centers, sigma, batch)[0]
         # Two passes over the draws would need them all: running sums do not.
         total, square = np.zeros_like(image), np.zeros_like(image)
@@ -266,8 +275,10 @@ def _render(
             corner = np.array(
                 [data.blends["corner_y"][row], data.blends["corner_x"][row]]
             )
+            first = data.blend(row).observations[0]
             for j, k in enumerate(m):
-                low = np.round(centers[i, j]).astype(int) - side // 2
+                at = np.asarray(first.to_observed(centers[i, j]))
+                low = np.round(at).astype(int) - side // 2
                 std = deviation[i, j]
                 if sources["is_star"][k]:
                     error = sources["flux"][:, k].std(axis=0, ddof=1)[bands]
@@ -311,11 +322,9 @@ def _finish_blends(data, sources, rendered, stats, post):
         first = blend.observations[0]
         index = list(first.band_index)
         corner = np.array([data.blends["corner_y"][row], data.blends["corner_x"][row]])
-        center = sources["center"][m]
-        if first.same_grid:
-            center = center - first.offset
-        else:
-            center = np.linalg.solve(first.jacobian, (center - first.offset).T).T
+        center = np.stack(
+            [np.asarray(first.to_observed(c)) for c in sources["center"][m]]
+        )
         columns["y"][m], columns["x"][m] = (center + corner).T
         sky = np.zeros(len(index))
         if post["sky"].shape[1]:
