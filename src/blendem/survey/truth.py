@@ -122,7 +122,7 @@ def truth_table(
     """Collect what is known of each source.
 
     Columns: those of `catalog`; the parameters of the population (NaN for stars); and, with
-    blendedness and S/N for the bands of the instrument only,
+    blendedness and S/N of NaN in bands that the instrument has not,
 
     - `flux_<band>`: total flux, to infinity [image unit];
     - `flux_model_<band>`: flux inside the model image;
@@ -146,6 +146,8 @@ def truth_table(
         total, inside = total + flux, inside + flux_model
         truth[f"flux_{band}"] = flux
         truth[f"flux_model_{band}"] = flux_model
+    for band in model_bands:
+        truth[f"blendedness_{band}"] = truth[f"snr_{band}"] = np.nan
     for b, band in enumerate(instrument.bands):
         truth[f"blendedness_{band}"] = blended[:, b]
         norm = np.sqrt(np.sum(observed[:, b].astype(float) ** 2, axis=(1, 2)))
