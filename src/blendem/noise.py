@@ -127,13 +127,32 @@ def neighbour_weights(
     def one(near):
         both = near[:, None] & near[None]
         rhs = jnp.where(near, with_pixel, 0.0)
-        weights = jnp.linalg.solve(jnp.where(both, gram, eye), rhs)
+        weights = solve_positive(jnp.where(both, gram, eye), rhs)
         return weights, 1 - weights @ rhs
 
     weights, left = jax.lax.map(one, near, batch_size=1024)
     gain = jnp.where(used.ravel(), 1 / jnp.sqrt(jnp.maximum(left, FLOOR)), 0.0)
     shape = used.shape
     return weights.T.reshape(-1, *shape), gain.reshape(shape)
+
+
+def solve_positive(
+    matrix: Float[Array, "n n"], rhs: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """Solve a small positive definite system by Gauss-Jordan elimination, without pivots.
+
+    Thousands of them at once are faster so than one call of LAPACK each, and batched calls of LAPACK in
+    one program can wait for each other forever (jaxlib 0.10 on a CPU).
+    """
+    n = len(rhs)
+    both = jnp.concatenate([matrix, rhs[:, None]], axis=1)
+
+    def eliminate(j, both):
+        row = both[j] / both[j, j]
+        factor = jnp.where(jnp.arange(n) == j, 0.0, both[:, j])
+        return (both - factor[:, None] * row[None]).at[j].set(row)
+
+    return jax.lax.fori_loop(0, n, eliminate, both)[:, -1]
 
 
 def whiten_rows(

@@ -91,15 +91,18 @@ def dense(blend, basis, result, settings):
     n, modes = len(blend.present), len(basis.modes)
     sky = sum(len(o.band_index) for o in blend.observations)
     columns, residual, first = [], [], 0
-    for observation in blend.observations:
+    for number, observation in enumerate(blend.observations):
         index = list(observation.band_index)
-        renderer = Renderer.of(observation, STAMP, SIGMA)
+        offset = result.offsets[number]
+        renderer = Renderer.of(observation, STAMP, SIGMA).moved(offset)
         stamp = eqx.filter_jit(renderer.render_stamps)
         ky, kx = renderer.stamp_frequencies()
         point = gaussian_transform(ky, kx, SIGMA)[None].astype(complex)
         point = jnp.repeat(point, len(index), axis=0)
         psf = jax.jit(lambda c, r=renderer, p=point: r.render_transform(p, c))
-        A = np.zeros((n * modes + 2 * n + sky, *observation.image.shape))
+        offsets = 2 * (len(blend.observations) - 1)
+        A = np.zeros((n * modes + 2 * n + sky + offsets, *observation.image.shape))
+        whole = np.zeros((2, *observation.image.shape))
         y = np.asarray(observation.image).copy()
         mean = np.asarray(basis.mean)[index]
         unit = jnp.asarray(mean / mean.sum((1, 2), keepdims=True))
@@ -123,8 +126,14 @@ def dense(blend, basis, result, settings):
                     + flux[1] * np.asarray(psf(c + e))
                     for e in (eps, -eps)
                 )
-                row = n * modes + 2 * k + axis
-                A[row] = settings.centroid_sigma * (up - down) / 2e-4
+                row, slope = n * modes + 2 * k + axis, (up - down) / 2e-4
+                A[row] = settings.centroid_sigma * slope
+                whole[axis] += slope
+        if number:
+            row = n * modes + 2 * n + sky + 2 * (number - 1)
+            A[row : row + 2] = settings.offset_sigma * whole
+            # Linear about the fitted offset.
+            y += np.tensordot(np.asarray(offset), whole, 1)
         good = np.isfinite(np.asarray(observation.variance))
         weight = np.where(good, 1 / np.asarray(observation.variance), 0)
         for b in range(len(index)):
@@ -140,7 +149,7 @@ def dense(blend, basis, result, settings):
 @pytest.fixture(scope="module")
 def solved():
     blend, basis = make_blend(np.random.default_rng(7)), make_basis()
-    settings = Settings(0, STAMP, iterations=2, sky_sigma=0.3)
+    settings = Settings(0, STAMP, iterations=2, sky_sigma=0.3, offset_sigma=0.4)
     transforms = [
         transform_basis(basis, Renderer.of(o, STAMP, SIGMA)) for o in blend.observations
     ]
@@ -174,11 +183,12 @@ def test_statistics_match_a_dense_operator(solved):
     # Padding has no light; every other unknown has some.
     n, d = len(blend.present), len(basis.modes)
     dark = np.concatenate(
-        [np.repeat(blend.present, d), np.repeat(blend.present, 2), np.ones(4, bool)]
+        [np.repeat(blend.present, d), np.repeat(blend.present, 2), np.ones(8, bool)]
     )
     dark[d + 2] = False  # the star has two fluxes, the third unknown has no band
     np.testing.assert_array_equal(size > 0, dark)
-    assert len(size) == n * d + 2 * n + 4
+    assert len(size) == n * d + 2 * n + 4 + 4
+    assert np.abs(result.offsets[1:]).min() > 0 and (result.offsets[0] == 0).all()
 
 
 def test_amplitudes_and_centres_are_those_of_the_light(solved):

@@ -19,6 +19,7 @@ from blendem.renderer import Renderer
 N_TEMPLATES = 2  # extended, compact
 SWEEPS = 60  # of coordinate descent over the templates
 FLOOR = 2.0  # lowest amplitude, in units of its noise for an isolated source
+OFFSET_STEPS = 3  # where the centres are held
 MAX_STEP = 0.5  # of one Gauss-Newton step of a centre [model pixel]
 
 
@@ -81,7 +82,7 @@ def fit_amplitudes(
     centroid_prior: float,
     offset_sigma: float = 0.0,
 ) -> Amplitudes:
-    """Fit template fluxes and, if `iterations` > 0, centres and offsets.
+    """Fit template fluxes, if `iterations` > 0 centres, and if `offset_sigma` > 0 offsets.
 
     Args:
         blend: The blend.
@@ -141,12 +142,14 @@ def fit_amplitudes(
             slope = slope.reshape(2 * n, *slope.shape[2:])
             if fit_offsets:
                 mine = jnp.arange(1, n_observations) == number
-                slots = mine[:, None, None, None, None] * whole
+                slots = mine[:, None, None, None, None] * whole[None]
                 slope = jnp.concatenate([slope, slots.reshape(-1, *whole.shape[1:])])
             hessian = hessian + jnp.einsum("ibyx,jbyx->ij", slope * weight[None], slope)
             gradient = gradient + jnp.einsum("ibyx,byx->i", slope, weight * residual)
         move = jnp.linalg.solve(hessian, gradient).reshape(-1, 2)
         move = jnp.clip(move, -MAX_STEP, MAX_STEP)
+        if not iterations:  # the offsets alone
+            move = move.at[:n].set(0.0)
         if fit_offsets:
             limit = 3 * offset_sigma
             offsets = offsets.at[1:].set(
@@ -159,10 +162,9 @@ def fit_amplitudes(
         return (jnp.where(blend.present[:, None], moved, blend.centers), offsets), None
 
     centers, offsets = blend.centers, jnp.zeros((n_observations, 2), dtype)
-    if iterations:
-        (centers, offsets), _ = jax.lax.scan(
-            step, (centers, offsets), length=iterations
-        )
+    steps = iterations or OFFSET_STEPS * fit_offsets
+    if steps:
+        (centers, offsets), _ = jax.lax.scan(step, (centers, offsets), length=steps)
     flux, gram = solve(centers, offsets)
     diagonal = jnp.diagonal(gram, axis1=1, axis2=2).reshape(n_bands, n, N_TEMPLATES)
     # A star has no extended template, its noise is that of the compact one.

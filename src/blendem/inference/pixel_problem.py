@@ -122,7 +122,7 @@ def pixel_problem(
             whole = jnp.sum(slope, axis=0)
             data = data + jnp.tensordot(amplitudes.offsets[number], whole, 1)
             mine = (jnp.arange(n_offsets // 2) == number - 1).astype(dtype)
-            slot = settings.offset_sigma * mine[:, None, None, None, None] * whole
+            slot = settings.offset_sigma * mine[:, None, None, None, None] * whole[None]
             blocks.append(slot.reshape(n_offsets, -1))
         target.append(data.ravel())
         first += len(observation.band_index)
