@@ -78,6 +78,7 @@ def main(
                     f"{o.path} (field {name}): its WCS puts it off {first.path}, the first"
                     " observation of the field; correct the WCS or give it a field of its own"
                 )
+            _check_sharpness(o, planes[-1], basis)
             planes[-1] = _with_noise(planes[-1], o, noise, detection.group_threshold)
         catalog = first.catalog
         if catalog is None:
@@ -179,6 +180,21 @@ def _plane(
         tuple(basis.bands.index(b) for b in observed.bands),
         _scale(observed, frame),
     )
+
+
+def _check_sharpness(observed: ObservedField, plane: Plane, basis: Basis) -> None:
+    """A model that is less sharp than an observation cannot be brought to its PSF."""
+    # Of the Gaussian with the same noise-equivalent area.
+    area = 1 / np.sum(np.asarray(observed.psf, float) ** 2, axis=(1, 2))
+    widths = np.sqrt(area / (4 * np.pi)) * pixel_scale_of(plane.wcs, plane.pixel_scale)
+    width, band = min(zip(widths, observed.bands, strict=True))
+    model = float(basis.psf_sigma * basis.pixel_scale)
+    if model > width:
+        raise InputError(
+            f"{observed.path} (field {observed.field}): the PSF of band {band} has a width of"
+            f" {width:.3f} arcsec (sigma), less than that of the model, {model:.3f}; set"
+            " frame.pixel_scale or frame.psf_sigma smaller and train a prior in that frame"
+        )
 
 
 def _with_noise(

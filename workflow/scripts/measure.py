@@ -357,6 +357,11 @@ def _finish_blends(data, sources, rendered, stats, post):
             columns["flags"][m] |= SourceFlag.BAD_FIT
     # What the sampler says, for blends without a result too.
     blends |= {name: summary[name] for name in SAMPLER_COLUMNS}
+    for number in range(post["offset"].shape[1]):
+        for axis, name in enumerate("yx"):
+            column = f"offset_{name}_{number + 1}"
+            blends[column] = post["offset"][:, number, axis]
+            blends[f"{column}_err"] = post["offset_sd"][:, number, axis]
     rendered["blends"] = blends | {"predictive_chi2": summary["chi2_draws"]}
 
 
