@@ -27,7 +27,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: multi benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -44,6 +44,7 @@ help:
 	@echo '           em-starts, em-seeds and em-contaminated'
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
+	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
 	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
@@ -176,6 +177,23 @@ em-calibration: em-repair
 	$(SNAKEMAKE) $(CALIBRATED) --configfile config/em_calibration.yaml
 	$(BIN)/python benchmarks/calibration.py --latent results/em_calibration --out results/em_calibrated
 
+# Several observations of one sky: noise and offsets, HST beside HSC, dust. An hour on two cores.
+MULTI := results/multi
+
+multi: $(STAMP)
+	$(BIN)/python benchmarks/multi.py
+	$(SNAKEMAKE) results/hst_hsc/scores/sources.csv --configfile config/hst_hsc.yaml
+	benchmarks/share_run.sh results/hst_hsc results/hsc_alone checked.json stamps \
+	  prior/basis.eqx prior/00.eqx prior/00.csv
+	$(SNAKEMAKE) results/hsc_alone/scores/sources.csv --rerun-triggers mtime \
+	  --configfile config/hst_hsc.yaml --config run=hsc_alone 'simulate={also: []}' \
+	  'frame={stamp: 97, bands: [g, r, i, z, y, f814w], pixel_scale: 0.05}'
+	$(BIN)/python benchmarks/joint_pairs.py
+	$(BIN)/python benchmarks/dust.py
+	echo '[]' > $(MULTI)/summary.json
+	$(BIN)/python benchmarks/collect.py $(MULTI)/summary.json $(MULTI)/observations.json \
+	  $(MULTI)/pairs.json $(MULTI)/dust.json
+
 # The priors that are shipped, for `prior: shipped`.
 priors: $(STAMP)
 	$(SNAKEMAKE) results/prior_hsc/prior/00.eqx --configfile config/prior_hsc.yaml
@@ -230,6 +248,9 @@ calibration-peers: $(PEERS_STAMP)
 
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent
+
+benchmark-joint: $(PEERS_STAMP)
+	$(PEERS)/bin/python benchmarks/joint_gradient.py
 
 benchmark-hsc35: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/hsc_cosmos_35.py
