@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from blendem.config import BlendsConfig, DetectConfig, FrameConfig, PriorConfig
+from blendem.config import (
+    BlendsConfig,
+    DetectConfig,
+    FrameConfig,
+    NoiseConfig,
+    PriorConfig,
+)
 from blendem.io.blends import read_blends
 from blendem.io.priors import write_prior
 from blendem.io.table import FieldRow, InputError
@@ -50,7 +56,9 @@ def extract(script, folder, prior, bands=("g", "i"), instrument="hsc_deep", **fr
     output = folder / "blends.h5"
     frame = FrameConfig(**{"stamp": 15} | frame)
     detect = DetectConfig(max_sources=1)
-    script("extract_blends").main([row], prior, output, config, detect, frame)
+    script("extract_blends").main(
+        [row], prior, output, config, detect, frame, NoiseConfig()
+    )
     return output
 
 
@@ -99,7 +107,7 @@ def test_a_given_prior_that_does_not_fit_the_settings(
             tmp_path / "out.eqx",
             settings,
             FrameConfig(**frame),
-            "hsc_deep",
+            ["hsc_deep"],
             band,
             rng,
         )
