@@ -86,7 +86,7 @@ def test_adjoint(rng):
 @pytest.mark.parametrize("shift", [0.0, 0.37, -0.5])
 def test_a_stamp_is_moved_by_part_of_a_pixel(shift):
     patch = 54
-    y, x = shift_matrices(patch, STAMP, np.array([[shift, -shift]]))
+    y, x = shift_matrices(patch, STAMP, 16, np.array([[shift, -shift]]))
     r = np.arange(STAMP) - STAMP // 2
     at = np.arange(patch) - patch // 2
     for matrix, sign in ((y, 1), (x, -1)):

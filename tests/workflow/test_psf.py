@@ -22,6 +22,7 @@ def command(tmp_path, script):
     """A field of three blends, its table, and the run that it is for."""
     script("simulate_field").main(
         tmp_path / "a.fits",
+        [],
         tmp_path / "truth.h5",
         SimulateConfig(shape=SHAPE, mode="blends", n_blends=3, mag_limit=23.0),
         FrameConfig(stamp=25),

@@ -27,8 +27,9 @@ from blendem.psf import (
 )
 from blendem.renderer import kept_frequencies
 
-# Half width of the kernel that moves stamps by a part of a pixel, and shape of its window.
-GUARD, KAISER = 16, 6.5
+# Half width of the kernel that moves stamps by a part of a pixel, for observations that hold
+# at most half of the model's frequencies and for others; and shape of its window.
+GUARD_LOW, GUARD, KAISER = 5, 16, 6.5
 
 
 class SameGrid(eqx.Module):
@@ -152,7 +153,9 @@ class SceneOperator(eqx.Module):
         """
         centers = np.asarray(centers, float)
         dtype = np.asarray(observations[0].image).dtype
-        patch = fast_length(stamp + 2 * GUARD)
+        limits = [o.sampling.band_limit for o in observations if not o.same_grid]
+        guard = GUARD if max(limits, default=0.0) > 0.5 else GUARD_LOW
+        patch = fast_length(stamp + 2 * guard)
         whole = np.round(centers).astype(int)
         corner = whole - patch // 2
         low = corner.min(axis=0)
@@ -162,7 +165,7 @@ class SceneOperator(eqx.Module):
             np.sinc(np.arange(n)[None, :, None] - r - (c - first)[:, None, None])
             for n, c, first in zip(size, centers.T, low, strict=True)
         )
-        shift = shift_matrices(patch, stamp, centers - whole)
+        shift = shift_matrices(patch, stamp, guard, centers - whole)
         return cls(
             *(jnp.asarray(s, dtype) for s in (*exact, *shift)),
             corner=jnp.asarray(corner - low),
@@ -225,17 +228,17 @@ class SceneOperator(eqx.Module):
 
 
 def shift_matrices(
-    patch: int, stamp: int, shift: Float[np.ndarray, "source 2"]
+    patch: int, stamp: int, guard: int, shift: Float[np.ndarray, "source 2"]
 ) -> tuple[Float[np.ndarray, "source patch stamp"], ...]:
     """Matrices that move a stamp by a part of a pixel, along y and x.
 
-    The sinc of band-limited interpolation under a Kaiser window: right to 1e-4 up to 0.87 of the
-    Nyquist frequency. What is above no PSF lets through: that of HST at 0.03 arcsec ends at 0.86.
+    The sinc of band-limited interpolation under a Kaiser window of half width `guard`: right to
+    1e-4 up to 0.87 of the Nyquist frequency for 16 pixels, to 0.6 for 5.
     """
     at = np.arange(patch) - patch // 2
     r = np.arange(stamp) - stamp // 2
     t = at[None, None, :, None] - r - shift.T[:, :, None, None]
-    inner = np.maximum(1 - (t / GUARD) ** 2, 0.0)
+    inner = np.maximum(1 - (t / guard) ** 2, 0.0)
     window = np.where(inner > 0, np.i0(KAISER * np.sqrt(inner)) / np.i0(KAISER), 0.0)
     kernel = np.sinc(t) * window
     return tuple(
