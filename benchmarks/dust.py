@@ -12,7 +12,6 @@ writes `results/multi/dust.json`, records with `name`, `value`, `unit`, `n`, `ex
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from records import Report
 
 from blendem.inference.dust import DustSettings, correct, sample
 from blendem.inference.dust_model import MAGNITUDE, DustLikelihood, DustModel, compress
@@ -189,19 +189,6 @@ def fit(model: DustModel, sky: Sky, operator, data, settings, draws, steps, stag
     return Fits(*map(np.array, (linear, exact, acceptance, chi2)), first, seconds)
 
 
-class Report:
-    """Records that are printed as they come."""
-
-    def __init__(self) -> None:
-        self.rows = []
-
-    def say(self, name, value, unit="1", n=1, expected="") -> None:
-        """One number."""
-        row = dict(name=name, value=float(value), unit=unit, n=int(n))
-        self.rows.append(row | dict(expected=expected, command=COMMAND))
-        print(f"{name}: {value:.4g} {unit} (n = {n})", flush=True)
-
-
 NAMES = (*(f"flux_{b}" for b in BANDS), "A_V")
 
 
@@ -328,7 +315,7 @@ def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> 
     operator, projection = compress(
         observation, center, taught.dimmed[:1500], PSF_SIGMA, RANK
     )
-    rows = Report()
+    rows = Report(COMMAND)
     rows.say("training of both priors", time.perf_counter() - begin, "s")
     settings = DustSettings(corrections=0)
     for label, number, own in (("independent", n, False), ("aligned", aligned, True)):
@@ -355,7 +342,7 @@ def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> 
                 order[[1, 4, 7, 9, 11]],
             )
         rows.say("time so far", time.perf_counter() - begin, "s")
-        (out / "dust.json").write_text(json.dumps(rows.rows, indent=1) + "\n")
+        rows.write(out / "dust.json")
 
 
 if __name__ == "__main__":

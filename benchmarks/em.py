@@ -10,11 +10,11 @@ and writes `results/em/summary.json`, a list of records with `name`, `value`, `u
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from records import Report
 
 COMMAND = "make em"
 # Part of the gap between start and oracle that should be closed.
@@ -35,19 +35,6 @@ def read_laps(run: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     laps = pd.read_csv(run / "em" / "laps.csv")
     watch = run / "em" / "watch"
     return laps, [pd.read_csv(watch / f"{n:02d}_blends.csv") for n in laps["lap"]]
-
-
-class Report:
-    """Records that are printed as they come."""
-
-    def __init__(self) -> None:
-        self.rows = []
-
-    def say(self, name, value, unit="1", n=1, expected="") -> None:
-        """One number."""
-        row = dict(name=name, value=float(value), unit=unit, n=int(n))
-        self.rows.append(row | dict(expected=expected, command=COMMAND))
-        print(f"{name}: {value:.4g} {unit} (n = {n})", flush=True)
 
 
 def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> None:
@@ -151,7 +138,7 @@ def report_contamination(report: Report, name: str, run: Path) -> None:
 
 def main(results: Path, seeds: list[int], out: Path) -> None:
     """Print and write all numbers of the runs that there are."""
-    report = Report()
+    report = Report(COMMAND)
     repair, oracle = results / "em_repair", results / "em_oracle"
 
     def found(*runs: Path) -> bool:
@@ -174,8 +161,7 @@ def main(results: Path, seeds: list[int], out: Path) -> None:
     for name in ("clean", "contaminated", "contaminated_sky"):
         if found(results / f"em_{name}"):
             report_contamination(report, name, results / f"em_{name}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(report.rows, indent=1) + "\n")
+    report.write(out / "summary.json")
 
 
 if __name__ == "__main__":

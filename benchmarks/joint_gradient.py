@@ -10,7 +10,6 @@ with that of double precision, source by source. Writes `results/multi/gradient.
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import sep
 from astropy.io import fits
 from astropy.wcs import WCS
+from records import Report
 
 from blendem.frame import affine_between
 from blendem.inference.scene_operator import SceneOperator
@@ -195,20 +195,10 @@ def main(folder: Path, sources: int, out: Path, peer: bool) -> None:
     operator = SceneOperator.of(single, STAMP, PSF_SIGMA, centers)
     gradient = jax.jit(jax.grad(loss_of(operator, single)))
     first, seconds = timed(gradient, jnp.asarray(stamps, jnp.float32))
-    rows = []
+    report = Report("make benchmark-joint")
 
-    def say(name, value, unit, expected=""):
-        rows.append(
-            {
-                "name": name,
-                "value": float(value),
-                "unit": unit,
-                "n": len(centers),
-                "expected": expected,
-                "command": "make benchmark-joint",
-            }
-        )
-        print(f"{name}: {value:.4g} {unit}", flush=True)
+    def say(name, value, unit, expected="") -> None:
+        report.say(name, value, unit, len(centers), expected)
 
     say("blendem: one gradient", seconds, "s")
     say("blendem: compilation and one gradient", first, "s")
@@ -230,8 +220,7 @@ def main(folder: Path, sources: int, out: Path, peer: bool) -> None:
         "1",
         "<= 1e-3",
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1) + "\n")
+    report.write(out)
 
 
 if __name__ == "__main__":

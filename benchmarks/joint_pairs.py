@@ -8,12 +8,12 @@ prior) and writes pulls of fluxes and the ratio of their errors to `results/mult
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from astropy.table import Table
+from records import Report
 
 BANDS = ("g", "r", "i", "z", "y")
 BLENDED = 0.2
@@ -34,12 +34,10 @@ def read_run(run: Path) -> pd.DataFrame:
 
 def main(joint: Path, alone: Path, out: Path) -> None:
     """Print and write the numbers."""
-    rows = []
+    report = Report("make multi")
 
     def say(name, value, n, expected="") -> None:
-        row = dict(name=name, value=float(value), unit="1", n=int(n), expected=expected)
-        rows.append(row | {"command": "make multi"})
-        print(f"{name}: {value:.3f} (n = {n})", flush=True)
+        report.say(name, value, n=n, expected=expected)
 
     runs = {"HST and HSC": read_run(joint)}
     if (alone / "scores" / "sources.csv").exists():
@@ -84,8 +82,7 @@ def main(joint: Path, alone: Path, out: Path) -> None:
                 len(pair),
                 "> 1",
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1) + "\n")
+    report.write(out)
 
 
 if __name__ == "__main__":

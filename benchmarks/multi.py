@@ -12,10 +12,10 @@ Writes records with `name`, `value`, `unit`, `n`, `expected` and `command` to
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from records import Report
 
 from blendem.blend import Bucket, pad_observation, pad_sources, stack
 from blendem.inference.batch import statistics_of
@@ -31,19 +31,6 @@ from blendem.survey.simulate import observe_again, simulate_field
 
 SEED, SIDE, REACH = 41, 41, 3
 BUCKETS = [Bucket(4, 64), Bucket(8, 64), Bucket(8, 112)]
-
-
-class Report:
-    """Records that are printed as they come."""
-
-    def __init__(self) -> None:
-        self.rows = []
-
-    def say(self, name, value, unit="1", n=1, expected="") -> None:
-        """One number."""
-        row = dict(name=name, value=float(value), unit=unit, n=int(n))
-        self.rows.append(row | dict(expected=expected, command="make multi"))
-        print(f"{name}: {value:.4g} {unit} (n = {n})", flush=True)
 
 
 def coadd_correlation() -> np.ndarray:
@@ -248,11 +235,10 @@ def offsets(prior, n_fields: int, report: Report) -> None:
 def main(prior: Path, stars: int, fields: int, out: Path) -> None:
     """All experiments, one after the other."""
     gaussian = gaussian_of(read_prior(prior)[0])
-    report = Report()
+    report = Report("make multi")
     correlated_noise(gaussian, stars, report)
     offsets(gaussian, fields, report)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report.rows, indent=1) + "\n")
+    report.write(out)
 
 
 if __name__ == "__main__":
