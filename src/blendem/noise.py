@@ -113,9 +113,8 @@ def neighbour_weights(
     """
     reach = correlation.shape[-1] // 2
     steps = earlier(reach)
-    between = (
-        steps[:, None] - steps[None]
-    )  # beyond the lags that are known: uncorrelated
+    between = steps[:, None] - steps[None]
+    # Beyond the lags that are known pixels are uncorrelated.
     known = (np.abs(between) <= reach).all(axis=-1)
     lag = np.where(known[..., None], between, 0) + reach
     gram = jnp.where(known, correlation[lag[..., 0], lag[..., 1]], 0.0)
@@ -235,12 +234,14 @@ def estimate_correlation(
         raise ValueError("no pixel is free of sources: the noise cannot be estimated")
     x = np.where(used, pulls - np.median(pulls[used]), 0.0)
     shape = tuple(n + reach for n in x.shape)
+    steps = np.arange(-reach, reach + 1)
+
+    def middle(periodic):
+        return periodic[np.ix_(steps, steps)]
 
     def lags(a):
         transform = np.fft.rfft2(a, shape)
-        whole = np.fft.irfft2(np.abs(transform) ** 2, shape)
-        steps = np.arange(-reach, reach + 1)
-        return whole[np.ix_(steps, steps)]
+        return middle(np.fft.irfft2(np.abs(transform) ** 2, shape))
 
     pairs = np.round(lags(used.astype(float)))
     if pairs.min() < 10 * (2 * reach + 1) ** 2:
@@ -251,7 +252,5 @@ def estimate_correlation(
     covariance = lags(x) / pairs
     variance = covariance[reach, reach]
     correlation = covariance / variance
-    power = _power(correlation, (8 * reach + 8,) * 2)
-    image = np.fft.irfft2(power, (8 * reach + 8,) * 2)
-    steps = np.arange(-reach, reach + 1)
-    return image[np.ix_(steps, steps)], float(variance)
+    grid = (8 * reach + 8,) * 2
+    return middle(np.fft.irfft2(_power(correlation, grid), grid)), float(variance)

@@ -23,6 +23,7 @@ from blendem.survey.extract import (
     extract_blends,
     overlaps,
     pixel_scale_of,
+    psf_widths,
 )
 from blendem.survey.instruments import INSTRUMENTS
 
@@ -184,9 +185,7 @@ def _plane(
 
 def _check_sharpness(observed: ObservedField, plane: Plane, basis: Basis) -> None:
     """A model that is less sharp than an observation cannot be brought to its PSF."""
-    # Of the Gaussian with the same noise-equivalent area.
-    area = 1 / np.sum(np.asarray(observed.psf, float) ** 2, axis=(1, 2))
-    widths = np.sqrt(area / (4 * np.pi)) * pixel_scale_of(plane.wcs, plane.pixel_scale)
+    widths = psf_widths(observed.psf) * pixel_scale_of(plane.wcs, plane.pixel_scale)
     width, band = min(zip(widths, observed.bands, strict=True))
     model = float(basis.psf_sigma * basis.pixel_scale)
     if model > width:

@@ -106,7 +106,8 @@ def main(
                 out["shift"][members] = rest[: 2 * k].reshape(k, 2)
                 out["shift_sd"][members] = sd[: 2 * k].reshape(k, 2)
                 rest, sd = rest[2 * k :], sd[2 * k :]
-            m = n_offset_unknowns(len(data.blend(row).observations), chosen)
+            seen_by = data.stacks[rows["stack"][row]].observations
+            m = n_offset_unknowns(len(seen_by), chosen)
             sky[row] = rest[: len(rest) - m]
             offsets[row] = (
                 chosen.offset_sigma * np.stack([rest, sd])[:, len(rest) - m :]

@@ -187,9 +187,7 @@ def _conditional(problem, prior, x_t, sigma, settings, key=None):
         x = x + _perturb(prior, sigma, flat.shape, one, x.dtype)
         w = jax.random.normal(two, w.shape, x.dtype)
         white = jax.random.normal(three, (len(x_t), len(problem.target)), x.dtype)
-        used = jnp.concatenate(
-            [(r > 0).ravel() for r in (w.root for w in problem.whitenings)]
-        )
+        used = jnp.concatenate([(w.root > 0).ravel() for w in problem.whitenings])
         white = white * used[None].astype(x.dtype)
     x = x.reshape(x_t.shape)
     model = jax.vmap(problem.forward)(x) + w @ problem.nuisance
@@ -376,8 +374,8 @@ def _run(prior, problems, words, n_draws, settings):
         notes.append(note)
     x, w, chi2, note = _last(problems, prior, x_t, sigmas[-1], keys[:, -1], settings)
     used = sum(
-        jnp.sum(r > 0, axis=tuple(range(1, r.ndim)))
-        for r in (w.root for w in problems.whitenings)
+        jnp.sum(w.root > 0, axis=tuple(range(1, w.root.ndim)))
+        for w in problems.whitenings
     )
     return x, w, chi2, used, jnp.concatenate([*notes, note], axis=1)
 

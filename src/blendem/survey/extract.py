@@ -27,9 +27,8 @@ from blendem.survey.footprints import (
 from blendem.survey.psf_model import PSFModel, psf_at
 from blendem.survey.significance import detection_image
 
-SAME = (
-    2e-5  # of the scale; over an image of 200 pixels it moves the edge by 0.004 pixel
-)
+# Scales that differ by less are the same: it moves the edge of 200 pixels by 0.004 pixel.
+SAME = 2e-5
 WINGS = 5  # pixels about what is detected that are not free of its light
 
 
@@ -87,6 +86,13 @@ class CutBlend(NamedTuple):
     corner: tuple[int, int]
     shape: tuple[int, int]
     flags: int
+
+
+def psf_widths(
+    psf: Float[np.ndarray, "band size size"],
+) -> Float[np.ndarray, " band"]:
+    """Sigma of the Gaussian with the same noise-equivalent area [pixel]."""
+    return np.sqrt(1 / (4 * np.pi * np.sum(psf**2, axis=(1, 2))))
 
 
 def overlaps(first: Plane, plane: Plane) -> bool:
@@ -241,7 +247,7 @@ def _half_stamps(
     common standard deviations are allowed for. A star is seen as far as its PSF is known.
     """
     scale = pixel_scale_of(first.wcs, first.pixel_scale)
-    sigma = np.sqrt(1 / (4 * np.pi * np.sum(psf**2, axis=(1, 2)))).max()
+    sigma = psf_widths(psf).max()
     zoom = 1.0 if pixel_scale is None else pixel_scale / scale
     half = 0.5 * stamp * zoom + 2 * np.sqrt(2) * sigma
     return np.where(is_star, half + psf.shape[-1], half)
