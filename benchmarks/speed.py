@@ -26,11 +26,9 @@ from blendem.inference.likelihood import galaxy_likelihood
 from blendem.inference.posterior import unpad
 from blendem.inference.rescale import refine_stack
 from blendem.inference.sampler import SamplerSettings, sample
-from blendem.inference.statistics import Settings
 from blendem.io.blends import read_blends
-from blendem.io.h5 import read_h5
 from blendem.io.priors import gaussian_of, read_prior
-from blendem.io.statistics import read_statistics
+from blendem.io.statistics import read_settings, read_statistics
 from blendem.rng import stage_key
 
 GALAXIES, PORTION, FEW_DRAWS = 4, 64, 4
@@ -67,8 +65,7 @@ def time_posterior(run: Path, prior, n: int, draws: int, say) -> None:
     data, number, rows = four_galaxies(run, "0")
     rows = rows[:n]
     stack = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], data.stacks[number])
-    attrs = read_h5(run / "statistics" / "0.h5", only=())[1]
-    settings = Settings(**attrs["settings"])
+    settings = read_settings(run / "statistics" / "0.h5")
     gaussian = gaussian_of(prior)
 
     def statistics():

@@ -106,7 +106,9 @@ class Observation(eqx.Module):
         """Map from images to ones whose noise is white and of variance 1."""
         return Whitening.of(self.weight, self.correlation)
 
-    def to_observed(self, position: Float[Array, " 2"]) -> Float[Array, " 2"]:
+    def to_observed(
+        self, position: Float[Array | np.ndarray, " 2"]
+    ) -> Float[Array | np.ndarray, " 2"]:
         """Observed pixel (y, x) of a model pixel (y, x)."""
         if self.same_grid:
             return position - self.offset

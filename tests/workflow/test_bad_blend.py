@@ -8,6 +8,7 @@ from blendem.config import (
     DetectConfig,
     FrameConfig,
     InferConfig,
+    NoiseConfig,
     PriorConfig,
     SimulateConfig,
     StampsConfig,
@@ -29,6 +30,7 @@ def run(tmp_path_factory, script):
     infer = InferConfig(samples=4, recentre_iterations=1, steps=4)
     script("simulate_field").main(
         folder / "a.fits",
+        [],
         folder / "truth.h5",
         SimulateConfig(shape=(96, 96), mode="blends", n_blends=2, mag_limit=23.0),
         frame,
@@ -52,7 +54,7 @@ def run(tmp_path_factory, script):
         folder / "basis.eqx",
         prior,
         frame,
-        "hsc_deep",
+        ["hsc_deep"],
         "i",
         np.random.default_rng(5),
     )
@@ -83,7 +85,13 @@ def run(tmp_path_factory, script):
     rows = [FieldRow("a", "hsc_deep", folder / "a.fits")]
 
     script("extract_blends").main(
-        rows, folder / "basis.eqx", folder / "blends.h5", blends, DetectConfig(), frame
+        rows,
+        folder / "basis.eqx",
+        folder / "blends.h5",
+        blends,
+        DetectConfig(),
+        frame,
+        NoiseConfig(),
     )
     script("compute_statistics").main(
         folder / "blends.h5",
@@ -96,8 +104,13 @@ def run(tmp_path_factory, script):
     return folder, rows, infer, blends
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("prior", ["basis.eqx", "latent.eqx", "unet.eqx"])
+SAMPLED = [
+    pytest.param("latent.eqx", marks=pytest.mark.slow),
+    pytest.param("unet.eqx", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("prior", ["basis.eqx", *SAMPLED])
 def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
     folder, rows, infer, blends = run
     data = read_blends(folder / "blends.h5")
@@ -152,8 +165,7 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
     assert (evidence == (prior == "basis.eqx")).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("prior", ["latent.eqx", "unet.eqx"])
+@pytest.mark.parametrize("prior", SAMPLED)
 def test_portions_do_not_change_the_draws(run, script, prior):
     folder, _, infer, _ = run
     found = []

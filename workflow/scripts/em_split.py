@@ -13,11 +13,10 @@ from blendem.inference.em import is_held_out
 from blendem.inference.posterior import unpad
 from blendem.inference.predictive import split_pixels
 from blendem.inference.rescale import refine_stack, rescale
-from blendem.inference.statistics import Settings
 from blendem.io.blends import read_blends
 from blendem.io.priors import gaussian_of, read_prior
 from blendem.io.products import read_h5, write_h5
-from blendem.io.statistics import pack
+from blendem.io.statistics import pack, read_settings
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import empty_stamp
 from blendem.rng import stage_rng
@@ -41,9 +40,8 @@ def main(
     model, _ = read_prior(prior)
     gaussian, dark = gaussian_of(model), empty_stamp(model.basis)
     data = read_blends(blends)
-    known, attrs = read_h5(statistics, only=("in_em",))[0]["in_em"], None
-    attrs = read_h5(statistics, only=())[1]
-    settings = Settings(**attrs["settings"])
+    known = read_h5(statistics, only=("in_em",))[0]["in_em"]
+    settings = read_settings(statistics)
     chosen = known & is_held_out(data.names, held_out, seed)
     out = {}
     for number, stack in enumerate(data.stacks):

@@ -24,8 +24,8 @@ from blendem.inference.sampler import Draws, SamplerSettings, portion, sample
 from blendem.inference.statistics import Settings, n_offset_unknowns
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.priors import Prior, read_prior
-from blendem.io.products import read_h5, write_h5
-from blendem.io.statistics import read_amplitudes, read_statistics
+from blendem.io.products import write_h5
+from blendem.io.statistics import read_amplitudes, read_settings, read_statistics
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.unet import UNetPrior
@@ -70,7 +70,7 @@ def main(
     columns += ("negative_flux", *DIAGNOSTICS)
     per_blend = {name: np.full(n_blends, np.nan) for name in columns}
     sky, offsets = [np.zeros(0)] * n_blends, [np.zeros((2, 0))] * n_blends
-    chosen = Settings(**read_h5(statistics, only=())[1]["settings"])
+    chosen = read_settings(statistics)
     tier = _exact if isinstance(model, GaussianPrior) else _sampled
     if isinstance(model, UNetPrior):
         amplitudes, settings = read_amplitudes(statistics)

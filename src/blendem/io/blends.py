@@ -43,12 +43,12 @@ class BlendSet:
         columns = (self.blends["field"], self.blends["number"])
         return [f"{field}/{number}" for field, number in zip(*columns, strict=True)]
 
-    def members(self, row: int) -> np.ndarray:
+    def members(self, row: int | np.integer) -> np.ndarray:
         """Rows in `sources` of the sources of a blend, in the order of its unknowns."""
         members = np.flatnonzero(self.sources["blend"] == row)
         return members[np.argsort(self.sources["slot"][members])]
 
-    def blend(self, row: int) -> Blend | None:
+    def blend(self, row: int | np.integer) -> Blend | None:
         """The padded blend of a row of `blends`; None where it fits no bucket."""
         stack, index = int(self.blends["stack"][row]), int(self.blends["index"][row])
         if stack < 0:

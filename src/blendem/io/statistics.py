@@ -43,8 +43,22 @@ def read_amplitudes(path: str | Path) -> tuple[list[tuple], Settings]:
             Amplitudes(*(file[f"stack_{i}/{name}"][()] for name in Amplitudes._fields))
             for i in range(sum(name.startswith("stack_") for name in file))
         ]
-        settings = attributes(file)["settings"]
-    return found, Settings(**settings | {"pixels": tuple(settings["pixels"])})
+        return found, _settings(file)
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Settings that the statistics were computed with.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    with open_h5(path) as file:
+        return _settings(file)
+
+
+def _settings(file) -> Settings:
+    values = attributes(file)["settings"]
+    return Settings(**values | {"pixels": tuple(values["pixels"])})
 
 
 def unstack(
