@@ -1,5 +1,6 @@
 """Blends as padded values: cut from a field, put into buckets, stacked into batches."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,12 +20,32 @@ class Blend(eqx.Module):
         centers: Model pixel (y, x) of each source, `(source, 2)`.
         is_star: True for point sources, `(source,)`.
         present: False for padding, `(source,)`.
+        shines: For variable stars, the planes (bands of all observations in their order) in which
+            they shine; in others they are known to be off. False for all other sources,
+            `(source, plane)`. None: the blend has no variable star.
     """
 
     observations: tuple[Observation, ...]
     centers: Float[Array | np.ndarray, "source 2"]
     is_star: Bool[Array | np.ndarray, " source"]
     present: Bool[Array | np.ndarray, " source"]
+    shines: Bool[Array | np.ndarray, "source plane"] | None = None
+
+    @property
+    def is_variable(self) -> Bool[Array | np.ndarray, " source"]:
+        """True for stars with a flux of their own in every plane, `(source,)`."""
+        if self.shines is None:
+            return self.is_star & False
+        return self.shines.any(axis=-1)
+
+    @property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the planes of each observation."""
+        numbers = itertools.count()
+        return tuple(
+            tuple(itertools.islice(numbers, len(o.band_index)))
+            for o in self.observations
+        )
 
 
 class Bucket(NamedTuple):
@@ -104,6 +125,7 @@ def pad_sources(
     centers: Float[np.ndarray, "source 2"],
     is_star: Bool[np.ndarray, " source"],
     sources: int,
+    shines: Bool[np.ndarray, "source plane"] | None = None,
 ) -> Blend:
     """A blend padded to `sources` sources; padding sits at the first source."""
     n = len(centers)
@@ -111,7 +133,9 @@ def pad_sources(
     padded[:n] = centers
     star = np.zeros(sources, bool)
     star[:n] = is_star
-    return Blend(observations, padded, star, np.arange(sources) < n)
+    if shines is not None:
+        shines = np.pad(shines, [(0, sources - n), (0, 0)])
+    return Blend(observations, padded, star, np.arange(sources) < n, shines)
 
 
 def stack(blends: Sequence[Blend], batch: int) -> Blend:

@@ -65,6 +65,40 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class EpochConfig(Section):
+    """One exposure of a simulated field."""
+
+    mjd: float = Field(description="when [day]")
+    reference: bool = Field(
+        False, description="before all transients, which are known to be off"
+    )
+    seeing: float = Field(
+        1.0, gt=0.3, lt=4, description="factor of the FWHM of the PSF"
+    )
+    depth: float = Field(
+        0.0, ge=-5, le=5, description="how much deeper than the instrument says [mag]"
+    )
+    shift: tuple[float, float] = Field(
+        (0.0, 0.0), description="of the pointing (y, x) [pixel]; not of the first epoch"
+    )
+    rotation: float = Field(
+        0.0, description="of the camera [deg]; not of the first epoch"
+    )
+
+
+class TransientsConfig(Section):
+    """Point sources that appear on galaxies."""
+
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of the blends (of the galaxies in mode `scatter`) that have one",
+    )
+    mag_bright: float = Field(20.5, ge=14, le=28, description="brightest peak [mag, i]")
+    mag_limit: float = Field(24.0, ge=14, le=30, description="faintest peak [mag, i]")
+
+
 class SimulateConfig(Section):
     """Simulated fields; used where `fields` is null."""
 
@@ -102,9 +136,33 @@ class SimulateConfig(Section):
     population: Population = Field(
         "realistic", description="galaxies; `wrong` is Exponential only, for EM tests"
     )
+    epochs: tuple[EpochConfig, ...] = Field(
+        (),
+        description="exposures of every field, each an observation of its own; none: one image",
+    )
+    transients: TransientsConfig = TransientsConfig()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of the observations of a field besides the first."""
+        return (*self.also, *(f"epoch{i}" for i in range(1, len(self.epochs))))
 
     @model_validator(mode="after")
     def _check(self) -> "SimulateConfig":
+        if self.also and self.epochs:
+            raise ValueError(
+                "also: other instruments and epochs cannot be simulated together; leave one out"
+            )
+        if self.epochs and (self.epochs[0].rotation or any(self.epochs[0].shift)):
+            raise ValueError(
+                "epochs: the first one sets the field: no shift and no rotation"
+            )
+        if self.transients.share > 0 and (
+            len(self.epochs) < 2 or all(e.reference for e in self.epochs)
+        ):
+            raise ValueError(
+                "transients: they need `epochs`, two or more, that are not all `reference`"
+            )
         if len({self.instrument, *self.also}) != 1 + len(self.also):
             raise ValueError(
                 f"also: {self.also} names an instrument twice, or `instrument` again"

@@ -95,6 +95,7 @@ def blend_of(observations, sources=3):
         jnp.full((sources, 2), 0.1),
         blend.centers,
         jnp.zeros((1, 2)),
+        *jnp.zeros((2, len(blend.centers), 0)),
     )
     return blend, init
 
@@ -253,6 +254,7 @@ def tiny(rng):
         jnp.ones((4, 2)),
         blend.centers,
         jnp.zeros((1, 2)),
+        *jnp.zeros((2, len(blend.centers), 0)),
     )
     return blend, init, prior
 

@@ -93,6 +93,7 @@ def amplitudes():
         np.ones((2, BANDS), np.float32),
         CENTERS.astype(np.float32),
         np.zeros((1, 2), np.float32),
+        *np.zeros((2, len(CENTERS), 0), np.float32),
     )
 
 
@@ -233,8 +234,9 @@ def test_draws_in_the_basis_follow_the_statistics(rng, key, prior, star):
     settings = SETTINGS._replace(centroid_sigma=0.2, sky_sigma=0.5)
     blend = make_blend(rng, 0.3, star=star, slots=3)
     known = Amplitudes(
-        *(np.concatenate([a, a[:1]]).astype(np.float32) for a in amplitudes()[:-1]),
+        *(np.concatenate([a, a[:1]]).astype(np.float32) for a in amplitudes()[:-3]),
         amplitudes().offsets,
+        *np.zeros((2, 3, 0), np.float32),
     )
     present = np.array([True, True, False])
     one = jax.tree.map(lambda a: a[None], known)

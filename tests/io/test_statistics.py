@@ -13,7 +13,7 @@ from blendem.io.table import InputError
 def test_amplitudes_and_settings_come_back_as_computed(tmp_path, rng):
     """Of two stacks of 3 and 1 blends of 4 sources in 2 bands."""
     shapes = {"scale": (4,), "flux": (4, 2, 2), "flux_error": (4, 2), "centers": (4, 2)}
-    shapes["offsets"] = (3, 2)
+    shapes |= {"offsets": (3, 2), "plane_flux": (4, 6), "plane_error": (4, 6)}
     made = [
         {
             k: rng.normal(size=(n, *shape)).astype(np.float32)

@@ -194,6 +194,7 @@ def test_the_psf_of_the_place_fits_better_than_that_of_the_middle(tmp_path, rng)
                 np.full((2, 1), 10.0, np.float32),
                 c.blend.centers,
                 np.zeros((len(c.blend.observations), 2), np.float32),
+                *np.zeros((2, 2, 0), np.float32),
             )
             result, _ = fit(c.blend, init)
             chi2[name] = chi2.get(name, 0.0) + float(result.chi2)

@@ -21,6 +21,29 @@ from blendem.io.table import FieldRow, InputError, check_files, read_fields_tabl
 from blendem.provenance import file_sha256
 from blendem.survey.instruments import INSTRUMENTS
 
+
+
+def simulated_rows(simulate, out):
+    """Rows of the table of fields that the run simulates."""
+    rows = []
+    for number in range(simulate.n_fields):
+        path = Path(f"{out}/fields/sim_{number:03d}.fits")
+        paths = [path, *(path.with_suffix(f".{x}.fits") for x in simulate.others)]
+        epochs = simulate.epochs or [None] * len(paths)
+        eyes = [simulate.instrument, *simulate.also] + [simulate.instrument] * len(paths)
+        rows += [
+            FieldRow(
+                field=path.stem,
+                instrument=eye,
+                path=path_,
+                epoch="" if epoch is None else str(i),
+                mjd=None if epoch is None else epoch.mjd,
+            )
+            for i, (path_, epoch, eye) in enumerate(zip(paths, epochs, eyes))
+        ]
+    return rows
+
+
 # A default that the user's file does not mention must not leak in from the default file.
 try:
     CONFIG = load_config(dict(config))
@@ -37,29 +60,7 @@ try:
         CONFIG = with_start(CONFIG, os.path.relpath(path))
     OUT = f"results/{CONFIG.run}"
     if CONFIG.fields is None:
-        ROWS = [
-            FieldRow(
-                field=f"sim_{i:03d}",
-                instrument=CONFIG.simulate.instrument,
-                path=Path(f"{OUT}/fields/sim_{i:03d}.fits"),
-            )
-            for i in range(CONFIG.simulate.n_fields)
-        ]
-        ROWS = [
-            row
-            for first in ROWS
-            for row in (
-                first,
-                *(
-                    FieldRow(
-                        field=first.field,
-                        instrument=x,
-                        path=first.path.with_suffix(f".{x}.fits"),
-                    )
-                    for x in CONFIG.simulate.also
-                ),
-            )
-        ]
+        ROWS = simulated_rows(CONFIG.simulate, OUT)
     else:
         ROWS = read_fields_table(CONFIG.fields)
         # Snakemake would name a missing file, but neither its field nor a remedy.
@@ -82,6 +83,9 @@ CHUNKS = min(CONFIG.chunks, len(FIELDS))
 # Of a job that works on one chunk: all of them together fill the cores.
 CHUNK_THREADS = max(1, (workflow.cores or 1) // CHUNKS)
 SIMULATED = CONFIG.fields is None
+# Whether sources may vary: the table of fields names epochs.
+EPOCHS = any(row.epoch for row in ROWS)
+TRUE_CURVES = SIMULATED and CONFIG.simulate.transients.share > 0
 LAPS = CONFIG.em.laps
 # Laps that have an evidence in closed form.
 GAUSSIAN_LAPS = LAPS if CONFIG.prior.tier == "gaussian" else 0

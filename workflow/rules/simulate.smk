@@ -64,12 +64,13 @@ rule simulate_field:
             "survey/sed",
             "survey/layout",
             "survey/truth",
+            "survey/transients",
             "survey/instruments",
         ),
     output:
         field=f"{OUT}/fields/{{field}}.fits",
         truth=f"{OUT}/truth/{{field}}.h5",
-        others=[f"{OUT}/fields/{{field}}.{x}.fits" for x in CONFIG.simulate.also],
+        others=[f"{OUT}/fields/{{field}}.{x}.fits" for x in CONFIG.simulate.others],
     log:
         f"{OUT}/logs/simulate_field/{{field}}.log",
     benchmark:

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from astropy.table import Table
 
 from blendem.blend import Bucket, stack
 from blendem.config import BlendsConfig, DetectConfig, FrameConfig, NoiseConfig
 from blendem.io.blends import BlendSet, signature, write_blends
+from blendem.io.catalogs import epochs_off
 from blendem.io.fields import ObservedField, read_observation
 from blendem.io.priors import check_prior, read_prior
-from blendem.io.table import FieldRow, InputError
+from blendem.io.table import FieldRow, InputError, epochs_of
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import Basis
 from blendem.survey.detect import detect
@@ -85,7 +87,9 @@ def main(
         if catalog is None:
             catalog = _detect(first, detection)
         positions = np.stack([catalog["y"], catalog["x"]], axis=-1).astype(float)
-        stars = np.asarray(catalog["type"]) == "star"
+        stars = np.asarray(catalog["type"]) != "galaxy"
+        here = [row for row in rows if row.field == name]
+        shines = _shines(catalog, here, observed, len(basis.modes))
         cuts = extract_blends(
             planes,
             positions,
@@ -97,6 +101,7 @@ def main(
             margin=config.margin,
             pixel_scale=frame.pixel_scale,
             stamp=frame.stamp,
+            shines=shines,
         )
         for number, cut in enumerate(cuts):
             place, index = -1, -1
@@ -153,6 +158,27 @@ def main(
             {"bands": list(basis.bands)},
         ),
     )
+
+
+def _shines(
+    catalog: Table, rows: list[FieldRow], observed: list[ObservedField], n_modes: int
+) -> np.ndarray | None:
+    """Planes of all observations in which each variable source may shine, `(source, plane)`."""
+    variable = np.asarray(catalog["type"]) == "variable"
+    if not variable.any():
+        return None
+    of_plane = [
+        e
+        for e, o in zip(epochs_of(rows), observed, strict=True)
+        for _ in range(len(o.bands))
+    ]
+    if len(of_plane) > n_modes:
+        raise InputError(
+            f"field {rows[0].field}: {len(of_plane)} images of all epochs and bands, but variable"
+            f" sources have as many unknowns as the prior has modes, {n_modes}: raise prior.modes"
+        )
+    dark = [[e in off for e in of_plane] for off in epochs_off(catalog)]
+    return variable[:, None] & ~np.array(dark)
 
 
 def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
@@ -239,7 +265,8 @@ def _detect(observed: ObservedField, config: DetectConfig):
     ra = dec = np.full(len(found), np.nan)
     if observed.wcs is not None:
         ra, dec = observed.wcs.celestial.all_pix2world(found["x"], found["y"], 0)
-    found["ra"], found["dec"], found["type"] = ra, dec, "galaxy"
+    found["ra"], found["dec"] = ra, dec
+    found["type"], found["off"] = "galaxy", ""
     LOG.info("%s: %d sources detected", observed.field, len(found))
     return found
 

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+from astropy.table import Table
 
 from blendem.config import FrameConfig, SimulateConfig
 from blendem.io.fields import write_field
 from blendem.io.products import write_h5
 from blendem.logs import configure_logging
 from blendem.rng import stage_rng
-from blendem.survey.instruments import INSTRUMENTS
-from blendem.survey.simulate import observe_again, simulate_field
+from blendem.survey.instruments import INSTRUMENTS, Instrument
+from blendem.survey.sed import BANDS
+from blendem.survey.simulate import SimulatedField, observe_again, simulate_field
+from blendem.survey.transients import TransientSettings
 
 
 def main(
@@ -22,8 +25,9 @@ def main(
     rng: np.random.Generator,
 ) -> None:
     """Simulate, write the field as every instrument sees it, and its truth."""
+    eyes = _eyes(simulate, frame)
     field = simulate_field(
-        INSTRUMENTS[simulate.instrument],
+        eyes[0],
         simulate.shape,
         rng=rng,
         mode=simulate.mode,
@@ -39,15 +43,22 @@ def main(
         undetected_limit=simulate.undetected_limit,
         model_scale=frame.pixel_scale,
         model_bands=frame.bands,
+        transients=_transients(simulate),
     )
+    arrays = {
+        "table": field.truth,
+        "model": field.model,
+        "observed": field.observed,
+        "corner": field.corner,
+    }
+    if field.transients is not None:
+        off = [str(i) for i, e in enumerate(simulate.epochs) if e.reference]
+        variable = np.asarray(field.catalog["type"]) == "variable"
+        field.catalog["off"] = np.where(variable, ";".join(off), "")
+        arrays["light_curves"] = _light_curves(field, simulate)
     write_h5(
         truth,
-        {
-            "table": field.truth,
-            "model": field.model,
-            "observed": field.observed,
-            "corner": field.corner,
-        },
+        arrays,
         {"bands": list(frame.bands or field.bands), "magzero": field.magzero},
     )
     write_field(
@@ -60,11 +71,16 @@ def main(
         wcs=field.wcs,
         catalog=field.catalog,
     )
-    for path, name in zip(others, simulate.also, strict=True):
+    for number, (path, eye) in enumerate(zip(others, eyes[1:], strict=True), 1):
         (noise,) = rng.spawn(
             1
         )  # after the others: the first image does not depend on it
-        again = observe_again(field, INSTRUMENTS[name], rng=noise)
+        settings = {}
+        if simulate.epochs:
+            epoch = simulate.epochs[number]
+            settings = {"shift": epoch.shift, "rotation": epoch.rotation}
+            settings["epoch"] = number
+        again = observe_again(field, eye, rng=noise, **settings)
         write_field(
             path,
             image=again.image,
@@ -74,6 +90,42 @@ def main(
             magzero=again.instrument.magzero,
             wcs=again.wcs,
         )
+
+
+def _eyes(simulate: SimulateConfig, frame: FrameConfig) -> list[Instrument]:
+    """What takes each observation, in the bands of the model."""
+    eyes = [INSTRUMENTS[name] for name in (simulate.instrument, *simulate.also)]
+    if frame.bands is not None:
+        eyes = [eye.only(frame.bands) for eye in eyes]
+    if simulate.epochs:
+        eyes = [eyes[0].under(e.seeing, e.depth) for e in simulate.epochs]
+    return eyes
+
+
+def _transients(simulate: SimulateConfig) -> TransientSettings | None:
+    wanted = simulate.transients
+    if wanted.share == 0:
+        return None
+    return TransientSettings(
+        wanted.share,
+        (wanted.mag_bright, wanted.mag_limit),
+        tuple(epoch.mjd for epoch in simulate.epochs),
+        tuple(epoch.reference for epoch in simulate.epochs),
+    )
+
+
+def _light_curves(field: SimulatedField, simulate: SimulateConfig) -> Table:
+    """True flux of every transient in every epoch and band [unit of the image]."""
+    light = field.transients.flux
+    ids = field.catalog["id"][len(field.catalog) - light.shape[1] :]
+    rows = [
+        (ids[k], str(e), epoch.mjd, band, light[e, k, BANDS.index(band)])
+        for k in range(len(ids))
+        for e, epoch in enumerate(simulate.epochs)
+        for band in field.bands
+    ]
+    columns = ("id", "epoch", "mjd", "band", "flux")
+    return Table(dict(zip(columns, zip(*rows, strict=True), strict=True)))
 
 
 if "snakemake" in globals():

@@ -21,6 +21,9 @@ SWEEPS = 60  # of coordinate descent over the templates
 FLOOR = 2.0  # lowest amplitude, in units of its noise for an isolated source
 OFFSET_STEPS = 3  # where the centres are held
 MAX_STEP = 0.5  # of one Gauss-Newton step of a centre [model pixel]
+# Prior deviation of the flux of a variable star in a plane: this many times its noise, plus this
+# many times its template flux. It moves the flux by less than 1e-4 of its noise, or of itself.
+FREE_NOISE, FREE_FLUX = 100.0, 10.0
 
 
 class Amplitudes(NamedTuple):
@@ -34,6 +37,11 @@ class Amplitudes(NamedTuple):
         centers: Improved centres (y, x) [model pixel], `(source, 2)`.
         offsets: How far each observation is off the first one (y, x) [model pixel],
             `(observation, 2)`; 0 where offsets are not fitted.
+        plane_flux: Flux of variable stars in every plane where they shine, 0 elsewhere and for
+            others, `(source, plane)`; without variable stars there are no planes. It is not in
+            `flux`.
+        plane_error: Noise of it for an isolated source, `inf` where there are no data, 0 where
+            the source does not shine, `(source, plane)`.
     """
 
     scale: Float[Array | np.ndarray, "*stack source"]
@@ -41,6 +49,44 @@ class Amplitudes(NamedTuple):
     flux_error: Float[Array | np.ndarray, "*stack source band"]
     centers: Float[Array | np.ndarray, "*stack source 2"]
     offsets: Float[Array | np.ndarray, "*stack observation 2"]
+    plane_flux: Float[Array | np.ndarray, "*stack source plane"]
+    plane_error: Float[Array | np.ndarray, "*stack source plane"]
+
+
+def plane_scale(
+    plane_flux: Float[Array | np.ndarray, "*stack source plane"],
+    plane_error: Float[Array | np.ndarray, "*stack source plane"],
+) -> Float[Array, "*stack source plane"]:
+    """Prior deviation of the fluxes of variable stars: their unknowns are fluxes over it.
+
+    It is 0 where a star is off or not observed.
+    """
+    error = jnp.where(jnp.isfinite(plane_error), plane_error, 0.0)
+    wide = FREE_NOISE * error + FREE_FLUX * jnp.abs(plane_flux)
+    return jnp.where(error > 0, wide, 0.0)
+
+
+def flux_seen(
+    flux: Float[Array, "source band"],
+    plane_flux: Float[Array, "source plane"],
+    planes: Sequence[int],
+    band_index: Sequence[int],
+) -> Float[Array, "source band"]:
+    """Fluxes that one observation sees: with those of variable stars in its planes."""
+    if not plane_flux.shape[-1]:
+        return flux
+    return flux.at[:, jnp.asarray(band_index)].add(plane_flux[:, jnp.asarray(planes)])
+
+
+def templates_seen(
+    amplitudes: Amplitudes,
+    planes: Sequence[int],
+    band_index: Sequence[int],
+) -> Float[Array, "source template band"]:
+    """As `flux_seen`, for template fluxes: a variable star is a point source."""
+    flux = jnp.asarray(amplitudes.flux)
+    point = flux_seen(flux[:, 1], amplitudes.plane_flux, planes, band_index)
+    return flux.at[:, 1].set(point)
 
 
 def nonnegative_least_squares(
@@ -100,31 +146,47 @@ def fit_amplitudes(
     fit_offsets = offset_sigma > 0 and n_observations > 1
     # Stars have the compact template only; padding has none.
     allowed = blend.present[:, None] & jnp.stack(
-        [~blend.is_star, jnp.ones_like(blend.is_star)], axis=1
+        [~blend.is_star, ~blend.is_variable], axis=1
     )
     dtype = renderers[0].psf_sigma.dtype
+    fixed = n * N_TEMPLATES
+    # Variable stars have one more unknown in every plane, of the band of the plane.
+    n_planes = 0 if blend.shines is None else blend.shines.shape[-1]
+    size = fixed + n * n_planes
 
     def solve(centers, offsets):
-        gram = jnp.zeros((n_bands, n * N_TEMPLATES, n * N_TEMPLATES), dtype)
-        rhs = jnp.zeros((n_bands, n * N_TEMPLATES), dtype)
-        for observation, renderer, template, offset in zip(
-            blend.observations, renderers, templates, offsets, strict=True
+        gram = jnp.zeros((n_bands, size, size), dtype)
+        rhs = jnp.zeros((n_bands, size), dtype)
+        for observation, renderer, template, offset, planes in zip(
+            blend.observations, renderers, templates, offsets, blend.planes, strict=True
         ):
             image = template_images(renderer.moved(offset), template, centers)
-            image = image * allowed[:, :, None, None, None]
-            image = image.reshape(n * N_TEMPLATES, *image.shape[2:])
             index = jnp.asarray(renderer.band_index)
-            weighted = image * observation.weight[None]
-            gram = gram.at[index].add(jnp.einsum("ibyx,jbyx->bij", weighted, image))
-            rhs = rhs.at[index].add(
+            slots = jnp.broadcast_to(jnp.arange(fixed), (len(planes), fixed))
+            columns = image * allowed[:, :, None, None, None]
+            columns = columns.reshape(fixed, *image.shape[2:])
+            if n_planes:
+                number = jnp.asarray(planes)
+                free = image[:, 1] * blend.shines[:, number, None, None]
+                columns = jnp.concatenate([columns, free])
+                own = fixed + jnp.arange(n) * n_planes + number[:, None]
+                slots = jnp.concatenate([slots, own], axis=1)
+            weighted = columns * observation.weight[None]
+            gram = gram.at[index[:, None, None], slots[:, :, None], slots[:, None]].add(
+                jnp.einsum("ibyx,jbyx->bij", weighted, columns)
+            )
+            rhs = rhs.at[index[:, None], slots].add(
                 jnp.einsum("ibyx,byx->bi", weighted, observation.image)
             )
-        flux = jax.vmap(nonnegative_least_squares)(gram, rhs)
-        return flux.reshape(n_bands, n, N_TEMPLATES).transpose(1, 2, 0), gram
+        found = jax.vmap(nonnegative_least_squares)(gram, rhs)
+        flux = found[:, :fixed].reshape(n_bands, n, N_TEMPLATES).transpose(1, 2, 0)
+        # A plane has one band: it is zero in all others.
+        plane_flux = jnp.sum(found[:, fixed:], axis=0).reshape(n, n_planes)
+        return flux, plane_flux, jnp.diagonal(gram, axis1=1, axis2=2)
 
     def step(state, _):
         centers, offsets = state
-        flux, _ = solve(centers, offsets)
+        flux, plane_flux, _ = solve(centers, offsets)
         away = (centers - blend.centers) / centroid_prior**2
         hessian, gradient = jnp.full(2 * n, 1 / centroid_prior**2), -away.ravel()
         if fit_offsets:
@@ -136,7 +198,19 @@ def fit_amplitudes(
             zip(blend.observations, renderers, templates, strict=True)
         ):
             moved = renderer.moved(offsets[number])
-            model, slope = source_slopes(moved, template, centers, flux)
+            model, slope = source_slopes(
+                moved,
+                template,
+                centers,
+                flux.at[:, 1].set(
+                    flux_seen(
+                        flux[:, 1],
+                        plane_flux,
+                        blend.planes[number],
+                        renderer.band_index,
+                    )
+                ),
+            )
             residual = observation.image - jnp.sum(model, axis=0)
             weight, whole = observation.weight, jnp.sum(slope, axis=0)
             slope = slope.reshape(2 * n, *slope.shape[2:])
@@ -165,8 +239,9 @@ def fit_amplitudes(
     steps = iterations or OFFSET_STEPS * fit_offsets
     if steps:
         (centers, offsets), _ = jax.lax.scan(step, (centers, offsets), length=steps)
-    flux, gram = solve(centers, offsets)
-    diagonal = jnp.diagonal(gram, axis1=1, axis2=2).reshape(n_bands, n, N_TEMPLATES)
+    flux, plane_flux, diagonal = solve(centers, offsets)
+    free = jnp.sum(diagonal[:, fixed:], axis=0).reshape(n, n_planes)
+    diagonal = diagonal[:, :fixed].reshape(n_bands, n, N_TEMPLATES)
     # A star has no extended template, its noise is that of the compact one.
     information = jnp.where(blend.is_star[None], diagonal[:, :, 1], diagonal[:, :, 0])
     seen = information > 0
@@ -180,8 +255,19 @@ def fit_amplitudes(
     chosen = jnp.take_along_axis(total, band, axis=1)[:, 0]
     floor = FLOOR * jnp.take_along_axis(error, band, axis=1)[:, 0]
     scale = jnp.maximum(chosen, jnp.where(jnp.isfinite(floor), floor, 1.0))
+    plane_error = jnp.where(
+        free > 0, 1 / jnp.sqrt(jnp.where(free > 0, free, 1.0)), jnp.inf
+    )
+    if n_planes:
+        plane_error = jnp.where(blend.shines, plane_error, 0.0)
     return Amplitudes(
-        jnp.where(blend.present, scale, 1.0), flux, error, centers, offsets
+        jnp.where(blend.present, scale, 1.0),
+        flux,
+        error,
+        centers,
+        offsets,
+        plane_flux,
+        plane_error,
     )
 
 

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from blendem.blend import Blend
-from blendem.inference.amplitude import Amplitudes
+from blendem.inference.amplitude import Amplitudes, flux_seen
 from blendem.inference.statistics import STAR_SPREAD, Statistics
 from blendem.morphology import BulgeDisk, Exponential, Sersic
 from blendem.observation import chi2_per_band, log_likelihood
@@ -64,7 +64,9 @@ class ProfileFit(NamedTuple):
     """Result of `fit_profiles`; rows of padding sources have no meaning.
 
     Attributes:
-        flux: Per model band; the first guess where a band has no data, `(source, band)`.
+        flux: Per model band; the first guess where a band has no data; 0 for variable stars,
+            `(source, band)`.
+        plane_flux: Of variable stars, as in `Amplitudes`, `(source, plane)`.
         half_light_radius: Of the profile, of the disk for "bulge_disk", geometric mean of
             the axes [model pixel]; 0 for stars, `(source,)`.
         ellipticity: Reduced shear (g1, g2) before any PSF, `(source, 2)`.
@@ -76,6 +78,7 @@ class ProfileFit(NamedTuple):
     """
 
     flux: Float[Array, "source band"]
+    plane_flux: Float[Array, "source plane"]
     half_light_radius: Float[Array, " source"]
     ellipticity: Float[Array, "source 2"]
     n: Float[Array, " source"]
@@ -90,6 +93,7 @@ class _Free(NamedTuple):
     """Unconstrained parameters of all sources, each of order one."""
 
     flux: Float[Array, "source band"]  # over its unit
+    plane_flux: Float[Array, "source plane"]  # likewise, of variable stars
     ln_radius: Float[Array, " source"]  # ln arcsec
     shear: Float[Array, "source 2"]
     index: Float[Array, " source"]
@@ -116,8 +120,11 @@ def _shapes(free: _Free, settings: MapSettings) -> _Shapes:
     return _Shapes(radius, shear, index)
 
 
-def _start(init, centers, settings) -> tuple[_Free, Float[Array, "source band"]]:
-    """First guess and the units of the fluxes."""
+def _start(init, centers, settings) -> tuple[_Free, tuple[Array, Array]]:
+    """First guess and the units of the fluxes, `(source, band)` and `(source, plane)`."""
+    error = jnp.where(jnp.isfinite(init.plane_error), init.plane_error, 0.0)
+    plane_unit = jnp.maximum(init.plane_flux, error)
+    plane_flux = init.plane_flux / jnp.where(plane_unit > 0, plane_unit, 1.0)
     total = jnp.sum(init.flux, axis=1)
     seen = jnp.isfinite(init.flux_error)
     error = jnp.where(seen, init.flux_error, 1.0)
@@ -135,13 +142,14 @@ def _start(init, centers, settings) -> tuple[_Free, Float[Array, "source band"]]
     )
     free = _Free(
         flux=total / unit,
+        plane_flux=plane_flux,
         ln_radius=ln_radius,
         # Not exactly round, where the derivatives by the shear's direction are tiny.
         shear=jnp.full_like(init.centers, 0.02),
         index=jnp.full_like(ln_radius, jnp.log(start / (1 - start))),
         shift=(init.centers - centers) / settings.centroid_prior,
     )
-    return free, unit
+    return free, (unit, plane_unit)
 
 
 def _log_prior(
@@ -220,20 +228,29 @@ def fit_profiles(
             f"`profile` must be one of {PROFILES}; got {settings.profile!r}."
         )
     renderers = [Renderer.of(o, settings.stamp, psf_sigma) for o in blend.observations]
-    free, unit = _start(init, blend.centers, settings)
+    free, (unit, plane_unit) = _start(init, blend.centers, settings)
     free = jax.tree.map(jax.lax.stop_gradient, free)
-    present = blend.present
+    present, constant = blend.present, blend.present & ~blend.is_variable
 
     def physical(free):
-        flux = jnp.where(present[:, None], free.flux * unit, 0.0)
+        flux = jnp.where(constant[:, None], free.flux * unit, 0.0)
+        # Its unit is 0 where a star does not shine.
+        plane_flux = free.plane_flux * plane_unit
         centers = blend.centers + free.shift * settings.centroid_prior
-        return flux, _shapes(free, settings), centers
+        return flux, plane_flux, _shapes(free, settings), centers
 
     def images(free):
-        flux, shapes, centers = physical(free)
+        flux, plane_flux, shapes, centers = physical(free)
         return [
-            _render(r, flux, shapes, centers, blend.is_star, settings.profile)
-            for r in renderers
+            _render(
+                r,
+                flux_seen(flux, plane_flux, planes, r.band_index),
+                shapes,
+                centers,
+                blend.is_star,
+                settings.profile,
+            )
+            for r, planes in zip(renderers, blend.planes, strict=True)
         ]
 
     def objective(free):
@@ -257,7 +274,7 @@ def fit_profiles(
         step, (free, optimizer.init(free)), length=settings.steps
     )
     loss = objective(free)
-    flux, shapes, centers = physical(free)
+    flux, plane_flux, shapes, centers = physical(free)
     chi2, n_data = 0.0, 0.0
     for observation, image in zip(blend.observations, images(free), strict=True):
         c, n = chi2_per_band(image, observation)
@@ -265,6 +282,7 @@ def fit_profiles(
     tenth = max(settings.steps // 10, 1)
     fit = ProfileFit(
         flux=flux,
+        plane_flux=plane_flux,
         half_light_radius=jnp.where(blend.is_star, 0.0, shapes.radius),
         ellipticity=jnp.where(blend.is_star[:, None], 0.0, shapes.shear),
         n=shapes.index,
@@ -373,7 +391,8 @@ def fit_pixels(
     proportion to the squared mean galaxy. Stars are point sources with a flux of standard
     deviation `STAR_SPREAD` s per band. In data space, with the prior covariance P,
     `(S + A P A^T) v = y - A m` and `x = m + P A^T v` (Rasmussen & Williams 2006, eq. 2.25);
-    the system is whitened by the noise and never formed. Its condition number is about
+    the system is whitened by the noise and never formed. Blends with variable stars are not
+    supported. Its condition number is about
     the squared S/N of the brightest source: in single precision a S/N beyond some hundreds
     does not converge, `residuals` tells; the latent posterior has no such limit.
 
@@ -383,7 +402,14 @@ def fit_pixels(
         prior: The prior.
         tau: Weight of the remainder, >= 0.
         settings: Static choices.
+
+    Raises:
+        ValueError: If the blend has a variable star.
     """
+    if blend.shines is not None:
+        raise ValueError(
+            "free pixels have no fluxes per epoch: fit profiles, or sample the posterior."
+        )
     basis = prior.basis
     stamp = basis.mean.shape[-1]
     n_bands = len(basis.bands)

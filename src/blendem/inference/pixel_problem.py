@@ -73,6 +73,10 @@ def pixel_problem(
         iterations, bright_iterations: Limits of the solves; the second where the peak S/N
             of a pixel exceeds 100.
     """
+    if blend.shines is not None:
+        raise ValueError(
+            "the U-Net tier has no fluxes per epoch for variable stars: use prior.tier: latent"
+        )
     n, n_bands = len(blend.present), len(basis.bands)
     dtype = moments.mean.dtype
     renderers = tuple(

@@ -16,7 +16,12 @@ import scipy.fft
 from jaxtyping import Array, Complex, Float
 
 from blendem.blend import Blend
-from blendem.inference.amplitude import Amplitudes, fit_amplitudes
+from blendem.inference.amplitude import (
+    Amplitudes,
+    fit_amplitudes,
+    plane_scale,
+    templates_seen,
+)
 from blendem.noise import whiten_rows
 from blendem.prior.gaussian import Basis
 from blendem.psf import crop_frequencies, gaussian_transform
@@ -76,6 +81,8 @@ class Statistics(NamedTuple):
         sky_scale: Standard deviation of each sky unknown [flux per pixel].
         offsets: Where the offsets were linearised (y, x) [model pixel], `(observation, 2)`. Their
             unknowns are the offsets themselves over `offset_sigma`.
+        plane_flux, plane_error: Of variable stars, as in `Amplitudes`. Their z are fluxes over
+            `plane_scale`, one per plane, in place of one per band.
     """
 
     H: Float[Array, "unknown unknown"]
@@ -89,6 +96,8 @@ class Statistics(NamedTuple):
     flux_error: Float[Array, "source band"]
     sky_scale: Float[Array, " sky"]
     offsets: Float[Array, "observation 2"]
+    plane_flux: Float[Array, "source plane"]
+    plane_error: Float[Array, "source plane"]
 
 
 class BasisTransforms(eqx.Module):
@@ -202,6 +211,8 @@ def compute_statistics(
         flux_error=amplitudes.flux_error,
         sky_scale=jnp.concatenate(sky_scales)[:n_sky],
         offsets=amplitudes.offsets,
+        plane_flux=amplitudes.plane_flux,
+        plane_error=amplitudes.plane_error,
     )
 
 
@@ -231,6 +242,9 @@ def _accumulate(
     count = jnp.sum(weight > 0, axis=(-2, -1))
     noise = jnp.sqrt(count / jnp.maximum(jnp.sum(weight, axis=(-2, -1)), 1e-30))
     sky_scale = settings.sky_sigma * jnp.where(count > 0, noise, 0.0)
+    is_variable = blend.is_variable
+    free = plane_scale(amplitudes.plane_flux, amplitudes.plane_error)
+    flux_here = templates_seen(amplitudes, blend.planes[number], observation.band_index)
 
     def band_terms(carry, inputs):
         (
@@ -246,7 +260,9 @@ def _accumulate(
             white,
         ) = inputs
 
-        def columns(center, s, is_star, flux):
+        def columns(k):
+            center, s, is_star = centers[k], scale[k], blend.is_star[k]
+            flux = flux_here[k]
             # Modes, then the point source and the mean, all at this centre.
             stamps = jnp.concatenate([modes, point[None], mean[None]])
             images = renderer.render_columns(stamps, kernel, center, pixels)
@@ -254,6 +270,11 @@ def _accumulate(
             slot = (jnp.arange(n_modes) == model_band).astype(dtype) * STAR_SPREAD
             cols = jnp.where(is_star, slot[None] * psf[:, None], galaxy) * s
             prior_mean = s * jnp.where(is_star, psf, average)
+            if blend.shines is not None:
+                own = (jnp.arange(n_modes) == position).astype(dtype)
+                own = own[None] * psf[:, None] * free[k, position]
+                cols = jnp.where(is_variable[k], own, cols)
+                prior_mean = jnp.where(is_variable[k], 0.0, prior_mean)
 
             def shifted(c):
                 mixed = jnp.sum(templates * flux[:, model_band, None, None], axis=0)
@@ -267,10 +288,7 @@ def _accumulate(
             return cols, prior_mean, slopes
 
         # One source after the other: as one batch the products are twice as slow on a CPU.
-        terms = [
-            columns(centers[k], scale[k], blend.is_star[k], amplitudes.flux[k])
-            for k in range(len(centers))
-        ]
+        terms = [columns(k) for k in range(len(centers))]
         cols, prior_mean, slopes = (
             jnp.stack(t, axis=1) for t in zip(*terms, strict=True)
         )

@@ -15,6 +15,8 @@ from blendem.observation import Observation, Sampling
 # Arrays of an observation; the last one may be absent.
 LEAVES = ("image", "variance", "psf", "jacobian", "offset", "correlation")
 STATIC = ("band_index", "same_grid", "sampling")  # likewise
+# Arrays of the sources of a blend; the last one may be absent.
+SOURCES = ("centers", "is_star", "present", "shines")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def signature(blend: Blend) -> tuple:
     """What decides which program a blend needs."""
     return (
         len(blend.present),
+        blend.shines is not None,
         tuple(
             (
                 o.image.shape,
@@ -79,9 +82,7 @@ def write_blends(path: str | Path, blends: BlendSet) -> None:
     for number, stack in enumerate(blends.stacks):
         static.append([[getattr(o, n) for n in STATIC] for o in stack.observations])
         arrays[f"stack_{number}"] = {
-            "centers": stack.centers,
-            "is_star": stack.is_star,
-            "present": stack.present,
+            name: getattr(stack, name) for name in _sources(stack)
         } | {
             f"observation_{i}": {name: getattr(o, name) for name in _present(o)}
             for i, o in enumerate(stack.observations)
@@ -110,7 +111,7 @@ def read_blends(path: str | Path) -> BlendSet:
                 )
                 for i, (band_index, same_grid, sampling) in enumerate(static)
             ),
-            *(group[name][0] for name in ("centers", "is_star", "present")),
+            **{name: group[name][0] for name in SOURCES if name in group},
         )
         # The annotations describe one blend; stacked leaves take its place, as in `stack`.
         leaves = [
@@ -118,7 +119,7 @@ def read_blends(path: str | Path) -> BlendSet:
             for i, o in enumerate(one.observations)
             for name in _present(o)
         ]
-        leaves += [group["centers"], group["is_star"], group["present"]]
+        leaves += [group[name] for name in _sources(one)]
         stacks.append(eqx.tree_at(_leaves, one, leaves))
     return BlendSet(
         stacks, arrays["sources"], arrays["blends"], attrs["fields"], attrs["attrs"]
@@ -127,7 +128,12 @@ def read_blends(path: str | Path) -> BlendSet:
 
 def _leaves(blend: Blend) -> list:
     arrays = [getattr(o, name) for o in blend.observations for name in _present(o)]
-    return [*arrays, blend.centers, blend.is_star, blend.present]
+    return arrays + [getattr(blend, name) for name in _sources(blend)]
+
+
+def _sources(blend: Blend) -> list[str]:
+    """Names of the arrays that a blend has of its sources."""
+    return [name for name in SOURCES if getattr(blend, name) is not None]
 
 
 def _present(observation: Observation) -> list[str]:

@@ -1,6 +1,7 @@
 """Catalogs of sources that users give: columns found, completed and made plain."""
 
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from astropy.wcs import WCS
 from blendem.io.fitsfile import is_fits, open_fits
 from blendem.io.table import InputError
 
-TYPES = ("galaxy", "star")
+TYPES = ("galaxy", "star", "variable")
+SEPARATOR = ";"  # of the epochs in column `off`
 
 
 def read_catalog(path: Path) -> Table:
@@ -47,11 +49,12 @@ def read_catalog(path: Path) -> Table:
 
 
 def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
-    """Columns id, x, y, ra, dec and type of a catalog, whatever else it has.
+    """Columns id, x, y, ra, dec, type and off of a catalog, whatever else it has.
 
     Names are compared without case. Positions come from `x`, `y`, else from `ra`, `dec`
     and the WCS; the other pair is computed, NaN where there is no WCS. Sources without a
-    `type` are galaxies.
+    `type` are galaxies. `off` names the epochs in which a variable source is known not to shine,
+    separated by semicolons.
 
     Raises:
         InputError: If a column is missing or of a wrong kind.
@@ -98,21 +101,67 @@ def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
         {"id": np.asarray(ids, np.int64), "x": x, "y": y, "ra": ra, "dec": dec}
     )
     clean["type"] = _types(catalog, columns.get("type"), name)
+    clean["off"] = _texts(catalog, columns.get("off"))
     for key, unit in (("x", "pixel"), ("y", "pixel"), ("ra", "deg"), ("dec", "deg")):
         clean[key].unit = unit
     return clean
 
 
 def _types(catalog: Table, column: str | None, name: str) -> np.ndarray:
-    """`galaxy` or `star` of each source."""
-    if column is None:
-        return np.full(len(catalog), "galaxy", "U6")
-    values = np.ma.filled(np.ma.asarray(catalog[column]).astype("U"), "")
-    values = np.char.lower(np.char.strip(values))
+    """One of `TYPES` for each source."""
+    values = np.char.lower(_texts(catalog, column))
     values = np.where(values == "", "galaxy", values)
     unknown = sorted(set(values.tolist()) - set(TYPES))
     if unknown:
         raise InputError(
-            f"{name}: column type holds {unknown[:5]}; give `galaxy` or `star`"
+            f"{name}: column type holds {unknown[:5]}; give `galaxy`, `star` or `variable`"
         )
-    return values.astype("U6")
+    return values.astype("U8")
+
+
+def _texts(catalog: Table, column: str | None) -> np.ndarray:
+    """Text of each source, without spaces about it; empty without the column."""
+    if column is None:
+        return np.full(len(catalog), "", "U1")
+    values = np.ma.filled(np.ma.asarray(catalog[column]).astype("U"), "")
+    return np.char.strip(values)
+
+
+def epochs_off(catalog: Table) -> list[tuple[str, ...]]:
+    """Epochs in which each source of a clean catalog is known not to shine."""
+    return [
+        tuple(part.strip() for part in text.split(SEPARATOR) if part.strip())
+        for text in catalog["off"].tolist()
+    ]
+
+
+def check_epochs(catalog: Table, epochs: Sequence[str], name: str) -> Iterator[str]:
+    """Whether the epochs of a field can tell its variable sources from what is behind them.
+
+    Args:
+        catalog: A clean catalog.
+        epochs: Name of the epoch of every observation of the field.
+        name: Of the catalog, for messages.
+    """
+    known = sorted(set(epochs))
+    for source, off in zip(catalog, epochs_off(catalog), strict=True):
+        who = f"{name}: source {source['id']}"
+        if source["type"] != "variable":
+            if off:
+                yield (
+                    f"{who} is off in {', '.join(off)} but of type {source['type']}; make it"
+                    " `variable`, or leave column off empty"
+                )
+            continue
+        if unknown := sorted(set(off) - set(known)):
+            yield (
+                f"{who} is off in {', '.join(unknown)}, the field has epochs"
+                f" {', '.join(known)} (column `epoch` of the table of fields); correct one"
+            )
+        elif set(off) == set(known):
+            yield f"{who} is off in every epoch; remove it, or correct column off"
+        elif len(known) < 2:
+            yield (
+                f"{who} is variable, but the field has one epoch: nothing tells the source from"
+                " its host; add a reference epoch to the table of fields, or make it a `star`"
+            )

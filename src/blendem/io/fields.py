@@ -1,6 +1,6 @@
 """Observations in and out of files: the input contract of docs/formats.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from astropy.wcs import WCS
 from jaxtyping import Bool, Float
 
 from blendem.io.atomic import atomic_path
-from blendem.io.catalogs import clean_catalog, read_catalog
+from blendem.io.catalogs import check_epochs, clean_catalog, read_catalog
 from blendem.io.checks import (
     check_catalog,
     check_correlation,
@@ -21,7 +21,13 @@ from blendem.io.checks import (
 )
 from blendem.io.psfex import read_psfex
 from blendem.io.readers import read_raw
-from blendem.io.table import FieldRow, InputError, input_error, read_fields_table
+from blendem.io.table import (
+    FieldRow,
+    InputError,
+    epochs_of,
+    input_error,
+    read_fields_table,
+)
 from blendem.survey.instruments import INSTRUMENTS
 from blendem.survey.psf_model import PSFExModel
 
@@ -52,7 +58,7 @@ class ObservedField:
         unit: Unit of the pixels, as the file says it.
         correlation: Of the noise of two pixels by their distance, `(band, lag, lag)`, or None.
         catalog: Columns `id`, `x`, `y` [pixel, 0-based], `ra`, `dec` [deg] (NaN without
-            WCS), `type` (galaxy or star); None if sources are to be detected.
+            WCS), `type` (`io.catalogs.TYPES`), `off`; None if sources are to be detected.
         psf_model: PSF that varies over the image; None: `psf` everywhere.
     """
 
@@ -160,15 +166,19 @@ def validate_fields(table: str | Path | Sequence[FieldRow]) -> None:
         raise input_error(where, problems)
 
 
-def _problems_of_field(rows: Iterable[FieldRow]) -> list[str]:
-    problems, has_wcs = [], {}
-    for row in rows:
+def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
+    problems, has_wcs, first = [], {}, None
+    for number, row in enumerate(rows):
         try:
             observed = read_observation(row)
         except InputError as error:
             problems.append(str(error))
             continue
         has_wcs[row.path] = observed.wcs is not None
+        first = first or (observed if number == 0 else None)
+    if first is not None and first.catalog is not None:
+        name = f"{row.catalog or first.path} (field {row.field})"
+        problems += check_epochs(first.catalog, epochs_of(rows), name)
     if len(set(has_wcs.values())) > 1:
         without = next(path for path, has in has_wcs.items() if not has)
         problems.append(

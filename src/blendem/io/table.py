@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REQUIRED = ("field", "instrument", "path")
-OPTIONAL = ("catalog", "survey", "bands", "magzero", "stars", "psf")
+OPTIONAL = (
+    "catalog",
+    "survey",
+    "bands",
+    "magzero",
+    "stars",
+    "psf",
+    "epoch",
+    "mjd",
+)
 # Where `${BLENDEM_DATA}` points when the variable is not set, from the working directory.
 DATA_VARIABLE, DATA_DEFAULT = "BLENDEM_DATA", "../shared/data"
 FIELD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -40,6 +49,8 @@ class FieldRow:
         magzero: AB zero point [mag], where the file does not say it.
         stars: Ids of sources to take for stars, where the catalog does not say it.
         psf: PSFEx files, one per band in their order; empty: the PSF of the file.
+        epoch: Name of the exposure, which variable sources refer to; see `epochs_of`.
+        mjd: When it was taken [day], or None.
     """
 
     field: str
@@ -51,6 +62,8 @@ class FieldRow:
     magzero: float | None = None
     stars: tuple[int, ...] = ()
     psf: tuple[Path, ...] = ()
+    epoch: str = ""
+    mjd: float | None = None
 
     def plain(self) -> dict[str, object]:
         """Values that Snakemake can hand to a script."""
@@ -69,6 +82,11 @@ class FieldRow:
                 "psf": tuple(map(Path, row["psf"])),
             }
         )
+
+
+def epochs_of(rows: Sequence[FieldRow]) -> list[str]:
+    """Name of the epoch of each observation of a field: as given, else its number from 1."""
+    return [row.epoch or str(number) for number, row in enumerate(rows, 1)]
 
 
 def split_bands(text: str) -> tuple[str, ...]:
@@ -103,8 +121,8 @@ def read_fields_table(path: str | Path) -> list[FieldRow]:
 
     Tab-separated, with a header line; empty lines and lines that start with `#` are
     skipped. Columns `field`, `instrument`, `path` are needed, `catalog`, `survey`, `bands`
-    (`g,r,i`), `magzero`, `stars` (ids) and `psf` (a PSFEx file per band) are
-    optional. Several rows with one `field` are several
+    (`g,r,i`), `magzero`, `stars` (ids), `psf` (a PSFEx file per band), `epoch` (a name) and
+    `mjd` are optional. Several rows with one `field` are several
     observations of it; the first one sets the model grid. Relative paths start from the
     table's folder; `${BLENDEM_DATA}` and other environment variables are expanded.
 
@@ -215,14 +233,7 @@ def _read_row(header: list[str], cells: list[str], folder: Path) -> FieldRow:
         raise InputError(
             f"field {cell['field']!r} cannot name a file; use letters, digits, `_`, `.`, `-`"
         )
-    magzero = None
-    if cell["magzero"]:
-        try:
-            magzero = float(cell["magzero"])
-        except ValueError:
-            raise InputError(
-                f"magzero {cell['magzero']!r} is not a number; give the AB zero point [mag]"
-            ) from None
+    magzero = _number(cell, "magzero", "the AB zero point [mag]")
     try:
         stars = tuple(int(name) for name in split_bands(cell["stars"]))
     except ValueError:
@@ -243,4 +254,18 @@ def _read_row(header: list[str], cells: list[str], folder: Path) -> FieldRow:
             for name in cell["psf"].split(",")
             if name.strip()
         ),
+        epoch=cell["epoch"],
+        mjd=_number(cell, "mjd", "the time of the exposure [day]"),
     )
+
+
+def _number(cell: Mapping[str, str], name: str, what: str) -> float | None:
+    """Number in an optional cell."""
+    if not cell[name]:
+        return None
+    try:
+        return float(cell[name])
+    except ValueError:
+        raise InputError(
+            f"{name} {cell[name]!r} is not a number; give {what}"
+        ) from None

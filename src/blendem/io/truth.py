@@ -9,7 +9,7 @@ import pandas as pd
 from astropy.table import Table
 from jaxtyping import Float
 
-from blendem.io.h5 import read_h5
+from blendem.io.h5 import open_h5, read_h5
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,15 @@ class TrueSources:
         images: At the resolution of the model [unit of the field], `(source, band, stamp, stamp)`.
         bands: Their names.
         magzero: AB zero point [mag].
+        light_curves: True flux of transients, columns `id`, `epoch`, `mjd`, `band`, `flux`; None
+            if there are none.
     """
 
     table: pd.DataFrame
     images: Float[np.ndarray, "source band stamp stamp"]
     bands: tuple[str, ...]
     magzero: float
+    light_curves: pd.DataFrame | None = None
 
     def rows(self, ids: Sequence[int]) -> np.ndarray:
         """Rows of sources, in the order of `ids`.
@@ -44,8 +47,14 @@ def read_truth(path: str | Path) -> TrueSources:
     Raises:
         InputError: If the file is missing or damaged.
     """
-    arrays, attrs = read_h5(path, only=("table", "model"))
-    table = Table(arrays["table"]).to_pandas()
+    with open_h5(path) as file:
+        curves = {"light_curves"} & set(file)
+    arrays, attrs = read_h5(path, only=("table", "model", *curves))
+    curves = arrays.get("light_curves")
     return TrueSources(
-        table, arrays["model"], tuple(attrs["bands"]), float(attrs["magzero"])
+        Table(arrays["table"]).to_pandas(),
+        arrays["model"],
+        tuple(attrs["bands"]),
+        float(attrs["magzero"]),
+        None if curves is None else Table(curves).to_pandas(),
     )

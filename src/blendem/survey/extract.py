@@ -156,6 +156,7 @@ def extract_blends(
     margin: int,
     pixel_scale: float | None = None,
     stamp: int | None = None,
+    shines: Bool[np.ndarray, "n plane"] | None = None,
 ) -> list[CutBlend]:
     """Group the sources of a field and cut one padded blend per group.
 
@@ -173,6 +174,7 @@ def extract_blends(
         margin: Pixels around a footprint.
         pixel_scale: Side of a model pixel [arcsec]; None: that of the first observation.
         stamp: Side of the stamps [model pixel]; None: any source fits.
+        shines: Planes in which variable stars shine, see `Blend`; None: nothing varies.
     """
     first = planes[0]
     psf = psf_at(first.psf, (np.array(first.image.shape[1:]) - 1) / 2)
@@ -229,7 +231,14 @@ def extract_blends(
         observations, centers = _cut(
             planes, box, bucket, positions[members], segmentation, label, pixel_scale
         )
-        blend = pad_sources(observations, centers, is_star[members], bucket.sources)
+        light = None if shines is None else shines[members]
+        blend = pad_sources(
+            observations,
+            centers,
+            is_star[members],
+            bucket.sources,
+            light if light is not None and light.any() else None,
+        )
         blends.append(CutBlend(blend, bucket, members, box[::2], shape, int(flags)))
     return blends
 

@@ -1,7 +1,7 @@
 """Instruments: bands, pixel scale, seeing and depth of the surveys that are simulated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import galsim
@@ -47,7 +47,7 @@ class Instrument:
     def __post_init__(self):
         for what in ("psf_fwhm", "sky_sigma"):
             values = getattr(self, what)
-            if len(values) != len(self.bands) or min(values) <= 0:
+            if len(values) != len(self.bands) or min(values, default=0) <= 0:
                 raise ValueError(
                     f"instrument {self.name}: `{what}` must hold one positive number for"
                     f" each of the bands {self.bands}; got {values}."
@@ -64,6 +64,34 @@ class Instrument:
                 f"instrument {self.name} has no band {band!r}; choose from {self.bands}."
             )
         return self.bands.index(band)
+
+    def only(self, bands: Sequence[str]) -> "Instrument":
+        """The instrument with those of its bands that `bands` names, in its own order.
+
+        Raises:
+            ValueError: If it has none of them.
+        """
+        kept = [i for i, band in enumerate(self.bands) if band in bands]
+        return replace(
+            self,
+            **{
+                name: tuple(getattr(self, name)[i] for i in kept)
+                for name in ("bands", "psf_fwhm", "sky_sigma")
+            },
+        )
+
+    def under(self, seeing: float = 1.0, depth: float = 0.0) -> "Instrument":
+        """The instrument under other conditions.
+
+        Args:
+            seeing: Factor of the FWHM of the PSF.
+            depth: How much deeper it is [mag]; below 0: shallower.
+        """
+        return replace(
+            self,
+            psf_fwhm=tuple(seeing * x for x in self.psf_fwhm),
+            sky_sigma=tuple(10 ** (-0.4 * depth) * x for x in self.sky_sigma),
+        )
 
     @property
     def reference_band(self) -> str:

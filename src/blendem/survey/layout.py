@@ -18,7 +18,12 @@ ATTEMPTS = 200
 
 
 def tangent_wcs(
-    shape: tuple[int, int], pixel_scale: float, center: tuple[float, float]
+    shape: tuple[int, int],
+    pixel_scale: float,
+    center: tuple[float, float],
+    *,
+    shift: tuple[float, float] = (0.0, 0.0),
+    rotation: float = 0.0,
 ) -> WCS:
     """Tangent-plane WCS, north up (+y) and east left (-x).
 
@@ -26,6 +31,8 @@ def tangent_wcs(
         shape: Height and width [pixel].
         pixel_scale: Side of a pixel [arcsec].
         center: Right ascension and declination of the field's centre [deg, ICRS].
+        shift: Where that is (y, x), from the middle of the image [pixel].
+        rotation: Of the camera [deg].
     """
     height, width = shape
     wcs = WCS(naxis=2)
@@ -34,8 +41,11 @@ def tangent_wcs(
     wcs.wcs.radesys = "ICRS"
     wcs.wcs.crval = center
     # FITS counts pixels from 1.
-    wcs.wcs.crpix = [(width - 1) / 2 + 1, (height - 1) / 2 + 1]
-    wcs.wcs.cd = np.diag([-pixel_scale, pixel_scale]) / 3600
+    middle = np.array([(width - 1) / 2 + 1, (height - 1) / 2 + 1])
+    wcs.wcs.crpix = middle + np.array(shift[::-1])
+    cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
+    turn = np.array([[cos, -sin], [sin, cos]]) if rotation else np.eye(2)
+    wcs.wcs.cd = np.diag([-pixel_scale, pixel_scale]) / 3600 @ turn
     wcs.array_shape = shape
     wcs.wcs.set()
     return wcs

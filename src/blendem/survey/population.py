@@ -115,9 +115,10 @@ def _quantise(n: np.ndarray) -> np.ndarray:
     return np.clip(np.round(n / N_STEP) * N_STEP, *N_RANGE)
 
 
-def _with_fluxes(
+def with_fluxes(
     table: dict[str, np.ndarray], fluxes: dict[str, Float[np.ndarray, "n band"]]
 ) -> pd.DataFrame:
+    """A population of these columns and the fluxes of its components in `BANDS`."""
     for component, flux in fluxes.items():
         for j, band in enumerate(BANDS):
             table[f"flux_{band}_{component}"] = flux[:, j]
@@ -229,7 +230,7 @@ def draw_galaxies(
         "knots_frac": knots_frac,
         "knots_seed": seed,
     }
-    return _with_fluxes(table, fluxes)
+    return with_fluxes(table, fluxes)
 
 
 def draw_stars(
@@ -255,7 +256,7 @@ def draw_stars(
     scatter[:, BANDS.index("i")] = 0.0
     colours = star_colours(g_i) * 10 ** (-0.4 * scatter)
     flux = 10 ** (-0.4 * (mag_i - MAGZERO))[:, None] * colours
-    return _with_fluxes({"type": np.full(n, "star"), "mag_i": mag_i}, {"point": flux})
+    return with_fluxes({"type": np.full(n, "star"), "mag_i": mag_i}, {"point": flux})
 
 
 def total_flux(sources: pd.DataFrame, band: str) -> Float[np.ndarray, " n"]:

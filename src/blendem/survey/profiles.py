@@ -35,7 +35,7 @@ def component_profiles(
         source: A row of a population, as `DataFrame.itertuples` gives it: sizes in arcsec.
         gsparams: Accuracy of GalSim.
     """
-    if source.type == "star":
+    if source.type != "galaxy":
         yield "point", galsim.DeltaFunction(gsparams=gsparams)
         return
     # The shear keeps the area, so half-light radii are circularised.

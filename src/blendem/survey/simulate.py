@@ -17,6 +17,11 @@ from blendem.survey.population import (
     galaxy_density,
 )
 from blendem.survey.profiles import check_odd, draw_models, draw_observed
+from blendem.survey.transients import (
+    Transients,
+    TransientSettings,
+    draw_transients,
+)
 from blendem.survey.truth import add_image, truth_table
 
 # Faintest and brightest magnitudes of simulated galaxies and stars, AB in i. Brighter ones
@@ -62,6 +67,8 @@ class SimulatedField:
         corner: Position (y, x) in the field of each `observed[k]`'s first pixel, `(n, 2)`;
             it may be negative and the stamp may stick out of the field.
         sources: The population, in the order of the catalog.
+        transients: The last of them, or None. In `truth`, `model`, `observed` and `sources` they
+            have their mean flux, in `image` that of epoch 0.
     """
 
     instrument: Instrument
@@ -76,6 +83,7 @@ class SimulatedField:
     observed: Float[np.ndarray, "n band side side"]
     corner: Int[np.ndarray, "n 2"]
     sources: pd.DataFrame
+    transients: Transients | None = None
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -138,6 +146,7 @@ def simulate_field(
     undetected_limit: float | None = None,
     model_scale: float | None = None,
     model_bands: tuple[str, ...] | None = None,
+    transients: TransientSettings | None = None,
 ) -> SimulatedField:
     """Simulate a field: sources, their truth, and a noisy image.
 
@@ -173,6 +182,8 @@ def simulate_field(
             truth. None: there are none.
         model_scale, model_bands: Pixel [arcsec] and bands of the model images; None: those of the
             instrument.
+        transients: Point sources on the galaxies; this image is epoch 0. They do not change the
+            other sources, nor the noise.
 
     Raises:
         ValueError: If a setting cannot be used; the message names it.
@@ -200,6 +211,14 @@ def simulate_field(
         share = stars_expected / (stars_expected + galaxies_expected)
         is_star = mix.random(len(position)) < share
     sources = _sources(is_star, galaxy, star, (mag_bright, mag_limit), population)
+    drawn = None
+    if transients is not None:
+        (changing,) = rng.spawn(1)
+        drawn = draw_transients(sources, blend, changing, transients)
+        there = position[drawn.host] + drawn.offset / instrument.pixel_scale
+        position = np.concatenate([position, there])
+        blend = np.concatenate([blend, blend[drawn.host]])
+        sources = pd.concat([sources, drawn.sources()], ignore_index=True)
 
     model_bands = instrument.bands if model_bands is None else model_bands
     model_scale = instrument.pixel_scale if model_scale is None else model_scale
@@ -212,9 +231,7 @@ def simulate_field(
         bands=model_bands,
     )
     observed, corner = draw_observed(sources, instrument, position, size=observed_size)
-    expected = np.zeros((len(instrument.bands), *shape))
-    for k in range(len(sources)):
-        add_image(expected, observed[k], corner[k])
+    expected = _total(observed, corner, shape, drawn, 0, instrument.bands)
     if undetected_limit is not None:
         (faint,) = rng.spawn(1)
         limits = (mag_limit, undetected_limit)
@@ -266,6 +283,7 @@ def simulate_field(
         observed=observed,
         corner=corner,
         sources=sources,
+        transients=drawn,
     )
 
 
@@ -278,6 +296,9 @@ def observe_again(
     observed_size: int = 137,
     offset: tuple[float, float] = (0.0, 0.0),
     correlation: Float[np.ndarray, "lag lag"] | None = None,
+    epoch: int = 0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    rotation: float = 0.0,
 ) -> SimulatedImage:
     """Observe the sources of a field with another instrument, or once more with the same.
 
@@ -289,19 +310,27 @@ def observe_again(
         observed_size: Side of the image of a source [pixel], odd; light beyond is lost.
         offset: Error (y, x) of the WCS of the new image [arcsec].
         correlation: Of the noise; None: pixels are independent.
+        epoch: At which transients are seen.
+        shift, rotation: Of the camera, see `tangent_wcs`.
     """
     zoom = field.instrument.pixel_scale / instrument.pixel_scale
     shape = tuple(int(np.ceil(n * zoom)) for n in field.image.shape[1:])
-    wcs = tangent_wcs(shape, instrument.pixel_scale, tuple(field.wcs.wcs.crval))
+    wcs = tangent_wcs(
+        shape,
+        instrument.pixel_scale,
+        tuple(field.wcs.wcs.crval),
+        shift=shift,
+        rotation=rotation,
+    )
     y, x = field.truth["y"], field.truth["x"]
     there = wcs.world_to_pixel(field.wcs.pixel_to_world(x, y))[::-1]
     position = np.stack(there, axis=-1) + np.array(offset) / instrument.pixel_scale
     observed, corner = draw_observed(
         field.sources, instrument, position, size=observed_size
     )
-    expected = np.zeros((len(instrument.bands), *shape))
-    for k in range(len(position)):
-        add_image(expected, observed[k], corner[k])
+    expected = _total(
+        observed, corner, shape, field.transients, epoch, instrument.bands
+    )
     image, variance = _expose(expected, instrument, None, rng, correlation)
     return SimulatedImage(
         instrument=instrument,
@@ -310,6 +339,24 @@ def observe_again(
         psf=effective_psf(instrument, psf_size).astype(np.float32),
         wcs=wcs,
     )
+
+
+def _total(
+    observed: np.ndarray,
+    corner: np.ndarray,
+    shape: tuple[int, int],
+    transients: Transients | None,
+    epoch: int,
+    bands: tuple[str, ...],
+) -> Float[np.ndarray, "band height width"]:
+    """Sum of all sources at an epoch, without noise."""
+    gain = np.ones(observed.shape[:2])
+    if transients is not None and len(transients.host):
+        gain[-len(transients.host) :] = transients.gain(epoch, bands)
+    total = np.zeros((len(bands), *shape))
+    for k in range(len(observed)):
+        add_image(total, gain[k][:, None, None] * observed[k], corner[k])
+    return total
 
 
 def _sources(
