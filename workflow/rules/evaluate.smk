@@ -8,6 +8,7 @@ rule score:
             "measure/calibration",
             "measure/metrics",
             "measure/quantities",
+            "measure/light_curves",
             "measure/shapes",
         ),
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
@@ -23,6 +24,7 @@ rule score:
         sources=f"{OUT}/scores/sources.csv",
         blends=f"{OUT}/scores/blends.csv",
         laps=f"{OUT}/scores/evidence.csv",
+        light_curves=[f"{OUT}/scores/light_curves.csv"] if TRUE_CURVES else [],
     log:
         f"{OUT}/logs/score.log",
     benchmark:

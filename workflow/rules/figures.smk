@@ -14,6 +14,8 @@ elif LAPS:
     FIGURES += ["em", "em_priors"]
 if SIMULATED:
     FIGURES += ["flux_error", "coverage"]
+if EPOCHS:
+    FIGURES += ["light_curves"]
 
 
 rule plot_field:
@@ -200,6 +202,25 @@ rule plot_coverage:
         plot=PLOT,
     script:
         "../scripts/plot_coverage.py"
+
+
+rule plot_light_curves:
+    input:
+        code=modules(*PLOT_CODE, "plot/light_curves"),
+        catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
+        truths=expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else [],
+    output:
+        f"{OUT}/figures/light_curves.png",
+    log:
+        f"{OUT}/logs/plot_light_curves.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_light_curves.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    params:
+        plot=PLOT,
+    script:
+        "../scripts/plot_light_curves.py"
 
 
 rule make_report:

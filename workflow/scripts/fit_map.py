@@ -17,7 +17,9 @@ from blendem.io.blends import read_blends
 from blendem.io.fetch import sha256_of
 from blendem.io.priors import read_prior
 from blendem.io.products import read_h5, write_h5, write_map
+from blendem.io.table import FieldRow
 from blendem.logs import configure_logging
+from blendem.measure.light_curves import fluxes_table, stacked
 
 LOG = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def fit(blends, init, psf_sigma, settings):
 
 
 def main(
+    rows: list[FieldRow],
     blends: Path,
     statistics: Path,
     prior: Path,
@@ -71,17 +74,35 @@ def main(
         data, fits, basis.bands, float(basis.pixel_scale), config.profile
     )
     meta = meta | {"PRIOR": sha256_of(prior)}
+    planes = data.planes(rows)
     for path in maps:
         name = path.stem
         chosen = data.sources["field"] == name
         table = Table({key: value[chosen] for key, value in columns.items()})
-        write_map(path, table, meta, flux_unit=data.fields[name]["unit"])
+        light = stacked(
+            [
+                fluxes_table(
+                    data.sources["id"][k], planes[name], *_light(data, fits, k)
+                )
+                for k in np.flatnonzero(chosen & (data.sources["type"] == "variable"))
+                if data.place(k)[0] >= 0
+            ]
+        )
+        unit = data.fields[name]["unit"]
+        write_map(path, table, meta, flux_unit=unit, light_curves=light)
     LOG.info("%d blends: %.1f s", len(data.blends["field"]), seconds)
     write_h5(
         timing,
         {"converged": columns["converged"]},
         {"seconds": seconds, "programs": len(data.stacks)},
     )
+
+
+def _light(data, fits, source):
+    """Fluxes of a variable source in every plane, and in which it shines."""
+    stack, index, slot = data.place(source)
+    flux = fits[stack].plane_flux[index, slot].astype(float)
+    return {"flux": flux}, np.asarray(data.stacks[stack].shines[index, slot])
 
 
 def _columns(data, fits, bands, pixel_scale, profile) -> dict[str, np.ndarray]:
@@ -120,6 +141,7 @@ if "snakemake" in globals():
     configure_logging(snakemake.log[0])
     given, params = snakemake.input, snakemake.params
     main(
+        [FieldRow.of(row) for row in params.rows],
         Path(given.blends),
         Path(given.statistics),
         Path(given.basis),

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.table import Table
 
 from blendem.config import BlendsConfig, InferConfig
+from blendem.inference.amplitude import plane_scale
 from blendem.inference.batch import render_of
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.fetch import sha256_of
@@ -23,8 +24,15 @@ from blendem.io.products import (
 )
 from blendem.io.table import FieldRow
 from blendem.logs import configure_logging
+from blendem.measure.light_curves import LightCurve, Plane, as_star, stacked
 from blendem.measure.metrics import blendedness
-from blendem.measure.sources import photometry_columns, shape_columns, source_images
+from blendem.measure.sources import (
+    PHOTOMETRY,
+    photometry_columns,
+    point_image,
+    shape_columns,
+    source_images,
+)
 from blendem.prior.gaussian import Basis
 from blendem.survey.extract import SourceFlag
 
@@ -64,7 +72,23 @@ def main(
     stats, _ = read_h5(statistics)
     post, _ = read_h5(posterior)
     meta = meta | {"PRIOR": sha256_of(prior)}
-    sources = _measure(data, basis, stats, post, infer)
+    planes = data.planes(rows)
+    curves = _light_curves(data, planes, stats, post)
+    # What follows knows sources of one flux per band.
+    constant = {
+        k: curve.band_means(planes[data.sources["field"][k]], basis.bands)
+        for k, curve in curves.items()
+    }
+    for k, fluxes in constant.items():
+        stack, index, slot = data.place(k)
+        scale = float(stats[f"stack_{stack}"]["scale"][index, slot])
+        for name, value in zip(("mean", "z"), fluxes, strict=True):
+            post[name][..., k, :] = as_star(scale, value, len(basis.modes))
+    sources = _measure(data, basis, stats, post, infer) | {"curves": curves}
+    for k, (mean, _) in constant.items():
+        for band in np.array(basis.bands)[np.isnan(mean)]:
+            for name in PHOTOMETRY:
+                sources["columns"][f"{name}_{band}"][k] = np.nan
     rendered = _render(data, basis, sources, post, config.batch)
     _finish_blends(data, sources, rendered, stats, post)
     columns = sources["columns"]
@@ -81,7 +105,13 @@ def main(
             table["ra"], table["dec"] = wcs.celestial.all_pix2world(
                 table["x"], table["y"], 0
             )
-        write_catalog(path_catalog, table, meta, flux_unit=observed.unit)
+        varying = [k for k in chosen if k in curves]
+        light = stacked(
+            [curves[k].table(data.sources["id"][k], planes[name]) for k in varying]
+        )
+        write_catalog(
+            path_catalog, table, meta, flux_unit=observed.unit, light_curves=light
+        )
         model = np.zeros_like(observed.image)
         for b in np.flatnonzero(data.blends["field"] == name):
             if rendered["total"][b] is not None:
@@ -113,13 +143,16 @@ def main(
             Samples(
                 ids=data.sources["id"][chosen],
                 blend=data.blends["number"][data.sources["blend"][chosen]],
-                is_star=data.sources["type"][chosen] == "star",
+                is_star=sources["is_star"][chosen],
                 centers=np.stack([columns["y"], columns["x"]], axis=-1)[chosen],
                 scale=sources["scale"][chosen],
                 mean=post["mean"][chosen],
                 z=post["z"][:, chosen],
                 prior_sha256=meta["PRIOR"],
                 attrs=meta,
+                light_curves=np.concatenate([curves[k].draws for k in varying], axis=1)
+                if varying
+                else None,
             ),
         )
     table = (
@@ -137,6 +170,24 @@ def _in_bands(planes, order, n, fill=0.0):
     return out
 
 
+def _light_curves(
+    data: BlendSet, planes: dict[str, list[Plane]], stats: dict, post: dict
+) -> dict[int, LightCurve]:
+    """Fluxes of the variable sources that have a result, by row."""
+    curves = {}
+    for k in np.flatnonzero(data.sources["type"] == "variable"):
+        if not np.isfinite(post["mean"][k]).all():
+            continue
+        stack, index, slot = data.place(k)
+        group = stats[f"stack_{stack}"]
+        light = (group[name][index, slot] for name in ("plane_flux", "plane_error"))
+        shines = np.asarray(data.stacks[stack].shines[index, slot])
+        curves[int(k)] = LightCurve.of(
+            plane_scale(*light), shines, post["mean"][k], post["z"][:, k]
+        )
+    return curves
+
+
 def _measure(
     data: BlendSet, basis: Basis, stats: dict, post: dict, infer: InferConfig
 ) -> dict:
@@ -144,7 +195,7 @@ def _measure(
     n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
     draws = post["z"].shape[0]
     reference = basis.bands.index(infer.reference_band)
-    is_star = data.sources["type"] == "star"
+    is_star = data.sources["type"] != "galaxy"
     mean = np.full((n, n_bands, stamp, stamp), np.nan, np.float32)
     std, scale = mean.copy(), np.full(n, np.nan)
     flux = np.full((draws, n, n_bands), np.nan)
@@ -224,6 +275,7 @@ def _render(
         "total": [None] * len(data.blends["field"]),
         "observed": [None] * len(data.blends["field"]),
     }
+    seen_mean, star_error = _as_first_sees(data, sources, basis)
     modes = np.asarray(basis.modes).reshape(len(basis.modes), -1)
     draws = post["z"][: min(STD_DRAWS, len(post["z"]))]
     for number, stack in enumerate(data.stacks):
@@ -248,7 +300,7 @@ def _render(
         sigma = float(basis.psf_sigma)
         # The products show the first observation only.
         stack = eqx.tree_at(lambda b: b.observations, stack, stack.observations[:1])
-        image = render_of(stack, place(sources["mean"]), centers, sigma, batch)[0]
+        image = render_of(stack, place(seen_mean), centers, sigma, batch)[0]
         # Two passes over the draws would need them all: running sums do not.
         total, square = np.zeros_like(image), np.zeros_like(image)
         for z in draws:
@@ -281,8 +333,8 @@ def _render(
                 low = np.round(at).astype(int) - side // 2
                 std = deviation[i, j]
                 if sources["is_star"][k]:
-                    error = sources["flux"][:, k].std(axis=0, ddof=1)[bands]
-                    value = sources["mean"][k].sum((-2, -1))[bands]
+                    error = star_error[k][bands]
+                    value = seen_mean[k].sum((-2, -1))[bands]
                     std = np.abs(
                         image[i, j]
                         * (error / np.where(value == 0, 1, value))[:, None, None]
@@ -292,6 +344,24 @@ def _render(
                 out["std"][k][bands] = _window(std, low, side)
                 out["corner"][k] = corner + low
     return out
+
+
+def _as_first_sees(
+    data: BlendSet, sources: dict, basis: Basis
+) -> tuple[np.ndarray, np.ndarray]:
+    """Model images as the first observation has them, and errors of the fluxes of stars."""
+    images, errors = sources["mean"], sources["flux"].std(axis=0, ddof=1)
+    if not sources["curves"]:
+        return images, errors
+    images = images.copy()
+    point = point_image(basis.mean.shape[-1], float(basis.psf_sigma))
+    for k, curve in sources["curves"].items():
+        bands = list(data.stacks[data.place(k)[0]].observations[0].band_index)
+        here = slice(len(bands))
+        images[k], errors[k] = 0.0, 0.0
+        images[k][bands] = np.nan_to_num(curve.mean[here])[:, None, None] * point
+        errors[k][bands] = np.nan_to_num(curve.error[here])
+    return images, errors
 
 
 def _window(image, low, side):

@@ -7,7 +7,13 @@ import pandas as pd
 
 from blendem.io.atomic import atomic_path
 from blendem.io.priors import read_prior
-from blendem.io.products import read_h5, read_models, read_samples, read_table
+from blendem.io.products import (
+    read_h5,
+    read_light_curves,
+    read_models,
+    read_samples,
+    read_table,
+)
 from blendem.io.truth import read_truth
 from blendem.logs import configure_logging
 from blendem.measure.quantities import (
@@ -16,7 +22,7 @@ from blendem.measure.quantities import (
     quantity_names,
     truth_quantities,
 )
-from blendem.measure.scores import score_sources
+from blendem.measure.scores import score_light_curves, score_sources
 
 
 def main(
@@ -32,6 +38,7 @@ def main(
     sources: Path,
     blends: Path,
     laps: Path,
+    light_curves: Path | None,
 ) -> None:
     """Join the fields and compare."""
     basis = read_prior(prior)[0].basis
@@ -60,6 +67,9 @@ def main(
     _write(
         sources, pd.concat(scores) if scores else pd.DataFrame({"field": [], "id": []})
     )
+    if light_curves is not None:
+        fields = zip(catalogs, truths, strict=True)
+        _write(light_curves, pd.concat([_score_light(*paths) for paths in fields]))
 
 
 def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFrame:
@@ -72,7 +82,7 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         true[f"flux_{b}"] = true[f"flux_model_{b}"]
         true[f"mag_{b}"] = known.magzero - 2.5 * np.log10(true[f"flux_{b}"])
     # The truth goes through the same functions as the catalog: definitions cancel.
-    star = np.asarray(true["type"]) == "star"
+    star = np.asarray(true["type"]) != "galaxy"
     measured = truth_quantities(
         known.images,
         bands,
@@ -97,10 +107,21 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         true_images=known.images,
     )
     blend = dict(zip(table["id"], table["blend"], strict=True))
-    return scores.assign(
+    scores = scores.assign(
         blend=scores["id"].map(blend),
         type=scores["id"].map(dict(zip(true["id"], true["type"], strict=True))),
     )
+    # One flux is no truth of a source that varies: light_curves.csv has them.
+    return scores[scores["type"] != "variable"]
+
+
+def _score_light(catalog: Path, truth: Path) -> pd.DataFrame:
+    """Scores of the light curves of one simulated field."""
+    measured, true = read_light_curves(catalog), read_truth(truth).light_curves
+    if measured is None or true is None:
+        return pd.DataFrame()
+    scores = score_light_curves(measured.to_pandas(), true)
+    return scores.assign(field=catalog.stem)
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
@@ -124,4 +145,5 @@ if "snakemake" in globals():
         Path(result.sources),
         Path(result.blends),
         Path(result.laps),
+        Path(result.light_curves[0]) if result.light_curves else None,
     )

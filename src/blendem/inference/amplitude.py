@@ -169,7 +169,7 @@ def fit_amplitudes(
                 number = jnp.asarray(planes)
                 free = image[:, 1] * blend.shines[:, number, None, None]
                 columns = jnp.concatenate([columns, free])
-                own = fixed + jnp.arange(n) * n_planes + number[:, None]
+                own = fixed + n_planes * jnp.arange(n)[None] + number[:, None]
                 slots = jnp.concatenate([slots, own], axis=1)
             weighted = columns * observation.weight[None]
             gram = gram.at[index[:, None, None], slots[:, :, None], slots[:, None]].add(

@@ -1,5 +1,6 @@
 """Padded blends and their statistics on disk, stacked by the program that they need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from blendem.blend import Blend
 from blendem.io.h5 import read_h5, write_h5
+from blendem.io.table import FieldRow, epochs_of
+from blendem.measure.light_curves import Plane
 from blendem.observation import Observation, Sampling
 
 # Arrays of an observation; the last one may be absent.
@@ -49,6 +52,29 @@ class BlendSet:
         """Rows in `sources` of the sources of a blend, in the order of its unknowns."""
         members = np.flatnonzero(self.sources["blend"] == row)
         return members[np.argsort(self.sources["slot"][members])]
+
+    def place(self, source: int | np.integer) -> tuple[int, int, int]:
+        """Stack (-1: none), index in it, and slot in its blend of a row of `sources`."""
+        row = self.sources["blend"][source]
+        where = (self.blends["stack"][row], self.blends["index"][row])
+        return (*map(int, where), int(self.sources["slot"][source]))
+
+    def planes(self, rows: Sequence[FieldRow]) -> dict[str, list[Plane]]:
+        """Every plane of the observations of each field that has a blend in a stack."""
+        bands, found = self.attrs["bands"], {}
+        for name, stack in zip(
+            self.blends["field"], self.blends["stack"].tolist(), strict=True
+        ):
+            if stack < 0 or name in found:
+                continue
+            here = [row for row in rows if row.field == name]
+            seen = self.stacks[stack].observations
+            found[str(name)] = [
+                Plane(epoch, np.nan if row.mjd is None else row.mjd, bands[i])
+                for epoch, row, o in zip(epochs_of(here), here, seen, strict=True)
+                for i in o.band_index
+            ]
+        return found
 
     def blend(self, row: int | np.integer) -> Blend | None:
         """The padded blend of a row of `blends`; None where it fits no bucket."""

@@ -21,6 +21,7 @@ from blendem.io.table import InputError
 __all__ = [
     "Samples",
     "read_h5",
+    "read_light_curves",
     "read_models",
     "read_samples",
     "read_table",
@@ -52,7 +53,9 @@ COLUMN_UNITS = {
     "hlr": "arcsec",
     "hlr_err": "arcsec",
     "angle": "rad",
+    "mjd": "d",
 }
+LIGHT_CURVES = "LIGHTCURVES"  # HDU
 FLUX_COLUMNS = ("flux", "flux_err", "flux_q16", "flux_q84")
 
 
@@ -63,6 +66,7 @@ def write_catalog(
     *,
     flux_unit: str = "",
     name: str = "CATALOG",
+    light_curves: Table | None = None,
 ) -> None:
     """Write one row per source as a FITS table with units and provenance.
 
@@ -73,14 +77,35 @@ def write_catalog(
         meta: Header cards. METHOD, PRIOR, CONFIG and VERSION are needed.
         flux_unit: Unit of the flux columns, as `ObservedField.unit`.
         name: Name of the table HDU.
+        light_curves: Of variable sources, for HDU LIGHTCURVES; None: there are none.
 
     Raises:
         ValueError: If a card of provenance is missing or a key is no FITS keyword.
     """
-    hdu = _table(name, table, flux_unit)
-    _add_cards(hdu.header, meta)
+    hdus = [_table(name, table, flux_unit)]
+    if light_curves is not None:
+        hdus.append(_table(LIGHT_CURVES, light_curves, flux_unit))
+    for hdu in hdus:
+        _add_cards(hdu.header, meta)
     with atomic_path(path) as temporary:
-        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(temporary)
+        fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(temporary)
+
+
+def read_light_curves(path: str | Path) -> Table | None:
+    """Light curves of a file of `write_catalog`; None where nothing varies.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run the rule that makes it")
+    for hdu in open_fits(path)[1:]:
+        if hdu.name == LIGHT_CURVES:
+            table = Table.read(hdu, unit_parse_strict="silent")
+            table.convert_bytestring_to_unicode()
+            return table
+    return None
 
 
 def write_map(
@@ -89,9 +114,12 @@ def write_map(
     meta: Mapping[str, Any],
     *,
     flux_unit: str = "",
+    light_curves: Table | None = None,
 ) -> None:
     """Write the parameters of closed-form fits as `write_catalog` does, in HDU MAP."""
-    write_catalog(path, table, meta, flux_unit=flux_unit, name="MAP")
+    write_catalog(
+        path, table, meta, flux_unit=flux_unit, name="MAP", light_curves=light_curves
+    )
 
 
 def read_table(path: str | Path) -> tuple[Table, dict[str, Any]]:

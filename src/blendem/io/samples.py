@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from blendem.inference.statistics import STAR_SPREAD
-from blendem.io.h5 import read_h5, write_h5
+from blendem.io.h5 import open_h5, read_h5, write_h5
 from blendem.measure.sources import point_image
 from blendem.prior.gaussian import Basis
 
@@ -33,6 +33,9 @@ class Samples:
         z: Draws, `(sample, source, mode)` float32.
         prior_sha256: Sum of the prior file whose basis z refers to.
         attrs: Anything else about the run: hashes, versions.
+        light_curves: Draws of the fluxes of variable sources, `(sample, row)` with the rows of HDU
+            LIGHTCURVES of the catalog; None where nothing varies. In `z` such a source is a star
+            of its mean flux while it shines.
     """
 
     ids: Int[np.ndarray, " source"]
@@ -44,6 +47,7 @@ class Samples:
     z: Float[np.ndarray, "sample source mode"]
     prior_sha256: str
     attrs: dict[str, Any] = field(default_factory=dict)
+    light_curves: Float[np.ndarray, "sample row"] | None = None
 
     def __post_init__(self):
         n, modes = len(self.ids), self.z.shape[-1]
@@ -113,6 +117,8 @@ def write_samples(path: str | Path, samples: Samples) -> None:
     names = ("ids", "blend", "is_star", "centers", "scale", "mean", "z")
     arrays = {name: getattr(samples, name) for name in names}
     arrays["z"] = arrays["z"].astype(np.float32)
+    if samples.light_curves is not None:
+        arrays["light_curves"] = samples.light_curves
     attrs = {"format": FORMAT, "prior_sha256": samples.prior_sha256}
     write_h5(path, arrays, attrs | {"run": samples.attrs})
 
@@ -123,6 +129,8 @@ def read_samples(path: str | Path) -> Samples:
     Raises:
         InputError: If the file is missing or damaged, or holds something else.
     """
-    names = ("ids", "blend", "is_star", "centers", "scale", "mean", "z")
-    arrays, attrs = read_h5(path, only=names)
+    names = {"ids", "blend", "is_star", "centers", "scale", "mean", "z"}
+    with open_h5(path) as file:
+        names |= {"light_curves"} & set(file)
+    arrays, attrs = read_h5(path, only=sorted(names))
     return Samples(**arrays, prior_sha256=attrs["prior_sha256"], attrs=attrs["run"])

@@ -166,6 +166,29 @@ def score_sources(
     return pd.DataFrame(out)
 
 
+def score_light_curves(measured: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Compare light curves with the truth, flux by flux.
+
+    Args:
+        measured: Columns of the HDU LIGHTCURVES.
+        truth: `id`, `epoch`, `band`, `flux`.
+
+    Returns:
+        Rows of `measured` that shine and have data, with `flux_true`, `pull` and `within68`.
+    """
+    keys = ["id", "epoch", "band"]
+    true = truth[[*keys, "flux"]].rename(columns={"flux": "flux_true"})
+    both = measured.merge(true, on=keys, validate="one_to_one")
+    both = both[both["shines"] & both["flux"].notna()].reset_index(drop=True)
+    low, high, value = (both[n] for n in ("flux_q16", "flux_q84", "flux_true"))
+    return both.assign(
+        pull=pulls(
+            value.to_numpy(), both["flux"].to_numpy(), both["flux_err"].to_numpy()
+        ),
+        within68=((low <= value) & (value <= high)).astype(float),
+    )
+
+
 def draw_scores(
     truth: Float[np.ndarray, " source"], draws: Float[np.ndarray, "draw source"]
 ) -> dict[str, Float[np.ndarray, " source"]]:

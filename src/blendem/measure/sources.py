@@ -15,6 +15,9 @@ from blendem.measure.photometry import (
 from blendem.measure.shapes import measure_shapes
 from blendem.prior.gaussian import Basis
 
+# Columns of `photometry_columns`, each with a band.
+PHOTOMETRY = ("flux", "flux_err", "flux_q16", "flux_q84", "mag", "mag_err", "snr")
+
 
 class SourceImages(NamedTuple):
     """Model images of one source.
