@@ -57,10 +57,10 @@ def test_only_fluxes_that_are_measured_are_scored(curve):
     measured = curve.table(7, PLANES).to_pandas()
     truth = pd.DataFrame(
         [
-            (7, p.epoch, p.band, flux)
+            (7, 3, p.epoch, p.band, flux)
             for p, flux in zip(PLANES, [0.0, 0.0, 52.0, 150.0, 60.0, 26.0], strict=True)
         ],
-        columns=["id", "epoch", "band", "flux"],
+        columns=["id", "host", "epoch", "band", "flux"],
     )
     scores = score_light_curves(measured, truth)
     assert list(zip(scores["epoch"], scores["band"], strict=True)) == [

@@ -116,15 +116,15 @@ def _transients(simulate: SimulateConfig) -> TransientSettings | None:
 
 def _light_curves(field: SimulatedField, simulate: SimulateConfig) -> Table:
     """True flux of every transient in every epoch and band [unit of the image]."""
-    light = field.transients.flux
-    ids = field.catalog["id"][len(field.catalog) - light.shape[1] :]
+    light, ids = field.transients.flux, np.asarray(field.catalog["id"])
+    own, hosts = ids[len(ids) - light.shape[1] :], ids[field.transients.host]
     rows = [
-        (ids[k], str(e), epoch.mjd, band, light[e, k, BANDS.index(band)])
-        for k in range(len(ids))
+        (own[k], hosts[k], str(e), epoch.mjd, band, light[e, k, BANDS.index(band)])
+        for k in range(len(own))
         for e, epoch in enumerate(simulate.epochs)
         for band in field.bands
     ]
-    columns = ("id", "epoch", "mjd", "band", "flux")
+    columns = ("id", "host", "epoch", "mjd", "band", "flux")
     return Table(dict(zip(columns, zip(*rows, strict=True), strict=True)))
 
 

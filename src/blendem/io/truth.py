@@ -21,7 +21,7 @@ class TrueSources:
         images: At the resolution of the model [unit of the field], `(source, band, stamp, stamp)`.
         bands: Their names.
         magzero: AB zero point [mag].
-        light_curves: True flux of transients, columns `id`, `epoch`, `mjd`, `band`, `flux`; None
+        light_curves: True flux of transients, columns `id`, `host`, `epoch`, `mjd`, `band`, `flux`; None
             if there are none.
     """
 

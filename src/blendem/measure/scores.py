@@ -171,13 +171,14 @@ def score_light_curves(measured: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFr
 
     Args:
         measured: Columns of the HDU LIGHTCURVES.
-        truth: `id`, `epoch`, `band`, `flux`.
+        truth: `id`, `host`, `epoch`, `band`, `flux`.
 
     Returns:
-        Rows of `measured` that shine and have data, with `flux_true`, `pull` and `within68`.
+        Rows of `measured` that shine and have data, with `host`, `flux_true`, `pull` and
+        `within68`.
     """
     keys = ["id", "epoch", "band"]
-    true = truth[[*keys, "flux"]].rename(columns={"flux": "flux_true"})
+    true = truth[[*keys, "host", "flux"]].rename(columns={"flux": "flux_true"})
     both = measured.merge(true, on=keys, validate="one_to_one")
     both = both[both["shines"] & both["flux"].notna()].reset_index(drop=True)
     low, high, value = (both[n] for n in ("flux_q16", "flux_q84", "flux_true"))

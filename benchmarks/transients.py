@@ -1,0 +1,110 @@
+"""Transients on galaxies: their fluxes, and the shapes of their hosts with and without them.
+
+    make multi
+
+Reads `scores/` and `catalog/` of the runs `transient` and `transient_none` (the same galaxies, epochs and noise without
+transients) and writes `results/multi/transients.json`, records with `name`, `value`, `unit`, `n`, `expected` and
+`command`.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from records import Report
+
+BANDS = ("g", "i")
+KEYS = ["field", "id"]
+
+
+def read_fluxes(run: Path) -> pd.DataFrame:
+    """Measured and true fluxes of transients, with the flux of the host in the same band."""
+    light = pd.read_csv(run / "scores" / "light_curves.csv")
+    hosts = pd.read_csv(run / "scores" / "sources.csv")
+    parts = []
+    for band in BANDS:
+        of = hosts[[*KEYS, f"flux_true_{band}", "flags"]]
+        of = of.rename(columns={"id": "host", f"flux_true_{band}": "flux_host"})
+        parts.append(light[light["band"] == band].merge(of, on=["field", "host"]))
+    both = pd.concat(parts, ignore_index=True)
+    return both[both["flags"] == 0]
+
+
+def say_pulls(say, name: str, rows: pd.DataFrame) -> None:
+    """Bias and calibration of fluxes; an error of a mean is that of independent fluxes."""
+    pull = rows["pull"].dropna()
+    n = len(pull)
+    say(f"{name}: mean pull", pull.mean(), n, "-0.1 to 0.1")
+    say(f"{name}: sd of pulls", pull.std(), n, "0.9 to 1.1")
+    robust = 1.4826 * np.median(np.abs(pull - pull.median()))
+    say(f"{name}: the same from the median absolute deviation", robust, n)
+    say(f"{name}: 68 % intervals hold", rows["within68"].mean(), n, "0.68")
+
+
+def main(run: Path, without: Path, out: Path) -> None:
+    """Print and write the numbers."""
+    report = Report("make multi")
+
+    def say(name, value, n, expected="") -> None:
+        report.say(name, value, n=n, expected=expected)
+
+    fluxes = read_fluxes(run)
+    say("transients", fluxes.groupby(["field", "id"]).ngroups, 1, ">= 200")
+    for band in BANDS:
+        rows = fluxes[fluxes["band"] == band]
+        say_pulls(say, f"transient fluxes, {band}", rows)
+        bright = rows[rows["flux_host"] > rows["flux_true"]]
+        say_pulls(say, f"fainter than their hosts, {band}", bright)
+        ratio = rows["flux"] / rows["flux_true"]
+        say(f"median flux over truth, {band}", ratio.median(), len(ratio), "1")
+        error = (rows["flux_err"] / rows["flux_true"]).median()
+        say(f"median relative error, {band}", error, len(ratio))
+    hosts = fluxes[["field", "host"]].drop_duplicates().rename(columns={"host": "id"})
+    runs = {"with": run, "without": without}
+    tables = {
+        name: pd.read_csv(path / "scores" / "sources.csv").merge(hosts, on=KEYS)
+        for name, path in runs.items()
+    }
+    pair = tables["with"].merge(
+        tables["without"], on=KEYS, suffixes=("_with", "_without")
+    )
+    names = ("size", "e1", "e2", *(f"flux_{band}" for band in BANDS))
+    for name in names:
+        column = (
+            f"{name}_residual"
+            if name in ("size", "e1", "e2")
+            else name.replace("flux_", "flux_residual_")
+        )
+        both = pair[[f"{column}_with", f"{column}_without"]].dropna()
+        change = both.iloc[:, 0] - both.iloc[:, 1]
+        error = change.std() / np.sqrt(len(change))
+        for when in ("with", "without"):
+            values = both[f"{column}_{when}"]
+            say(
+                f"hosts {when} transient: mean residual of {name}",
+                values.mean(),
+                len(values),
+            )
+            pulls = pair[f"{column.replace('residual', 'pull')}_{when}"].dropna()
+            say(
+                f"hosts {when} transient: sd of pulls of {name}",
+                pulls.std(),
+                len(pulls),
+            )
+        say(
+            f"hosts: change of {name} by the transient", change.mean(), len(change), "0"
+        )
+        say(f"hosts: its error, {name}", error, len(change))
+    report.write(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("results/transient"))
+    parser.add_argument("--without", type=Path, default=Path("results/transient_none"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/multi/transients.json")
+    )
+    arguments = parser.parse_args()
+    main(arguments.run, arguments.without, arguments.out)
