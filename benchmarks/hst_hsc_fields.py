@@ -172,7 +172,7 @@ def matched_photometry(
     sharp = hst["image"][0] - skies["HST"].level[0]
     height, width = hsc["image"].shape[1:]
     middle = (np.array(sharp.shape[::-1]) - 1) / 2
-    sky = hst["wcs"].all_pix2world([middle, middle + [0, 1]], 0)
+    sky = hst["wcs"].all_pix2world([middle, middle + np.array([0, 1])], 0)
     at, above = hsc["wcs"].all_world2pix(sky, 0)
     scale = float(np.hypot(*(above - at)))  # HST pixel [HSC pixel]
     shift = at - (np.array([width, height]) - 1) / 2
@@ -237,9 +237,7 @@ def centred(
 def main(folder: Path, out: Path, seed: int) -> None:
     """Measure, calibrate, write."""
     pair = read_pair(folder)
-    skies = {
-        k: measure_sky(v["image"], v["psf"], GROWTH[k]) for k, v in pair.items()
-    }
+    skies = {k: measure_sky(v["image"], v["psf"], GROWTH[k]) for k, v in pair.items()}
     found = find(pair["HST"]["image"], pair["HST"]["psf"], skies["HST"])
     positions = np.stack([found["y"], found["x"]], axis=-1)
     own = find(pair["HSC"]["image"], pair["HSC"]["psf"], skies["HSC"])
@@ -287,9 +285,7 @@ def main(folder: Path, out: Path, seed: int) -> None:
         (out / f"{name}.tsv").write_text(text + "\n")
     colours = -2.5 * np.log10(counts / sharp[:, None]) + zero
     for k in order:
-        mag = ACS_MAGZERO - 2.5 * np.log10(
-            sharp[k] * ACS_SIGMA / skies["HST"].sigma[0]
-        )
+        mag = ACS_MAGZERO - 2.5 * np.log10(sharp[k] * ACS_SIGMA / skies["HST"].sigma[0])
         print(f"source {k}: F814W {mag:.2f}, grizy - F814W {np.round(colours[k], 2)}")
 
 

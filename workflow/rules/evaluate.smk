@@ -22,6 +22,7 @@ rule score:
     output:
         sources=f"{OUT}/scores/sources.csv",
         blends=f"{OUT}/scores/blends.csv",
+        observations=f"{OUT}/scores/observations.csv",
         laps=f"{OUT}/scores/evidence.csv",
     log:
         f"{OUT}/logs/score.log",

@@ -111,7 +111,12 @@ for number in range(CHUNKS):
         name:
             f"measure_{number}"
         input:
-            code=modules("measure/sources", "measure/shapes", "measure/photometry"),
+            code=modules(
+                "measure/sources",
+                "measure/shapes",
+                "measure/photometry",
+                "measure/residuals",
+            ),
             fields=files_of(number),
             blends=f"{OUT}/blends/{number}.h5",
             statistics=f"{OUT}/statistics/{number}.h5",

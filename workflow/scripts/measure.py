@@ -7,14 +7,16 @@ import equinox as eqx
 import numpy as np
 from astropy.table import Table
 
+from blendem.blend import Blend
 from blendem.config import BlendsConfig, InferConfig
 from blendem.inference.batch import render_of
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.fetch import sha256_of
-from blendem.io.fields import read_observation
+from blendem.io.fields import ObservedField, read_observation
 from blendem.io.priors import read_prior
 from blendem.io.products import (
     Samples,
+    View,
     read_h5,
     write_catalog,
     write_h5,
@@ -24,6 +26,12 @@ from blendem.io.products import (
 from blendem.io.table import FieldRow
 from blendem.logs import configure_logging
 from blendem.measure.metrics import blendedness
+from blendem.measure.residuals import (
+    BandScores,
+    add_cut,
+    corner_of,
+    score_residual,
+)
 from blendem.measure.sources import photometry_columns, shape_columns, source_images
 from blendem.prior.gaussian import Basis
 from blendem.survey.extract import SourceFlag
@@ -41,6 +49,8 @@ SAMPLER_COLUMNS = (
     "outside_basis",
     "outside_chi2",
 )
+OBSERVATION_COLUMNS = ("field", "number", "observation", "instrument", "band")
+OBSERVATION_COLUMNS += BandScores._fields
 STD_DRAWS = 16  # draws rendered for the deviation of observed images
 
 
@@ -66,15 +76,15 @@ def main(
     meta = meta | {"PRIOR": sha256_of(prior)}
     sources = _measure(data, basis, stats, post, infer)
     rendered = _render(data, basis, sources, post, config.batch)
-    _finish_blends(data, sources, rendered, stats, post)
+    instruments = {n: [r.instrument for r in rows if r.field == n] for n in data.fields}
+    _finish_blends(data, sources, rendered, stats, post, instruments)
     columns = sources["columns"]
     for path_catalog, path_models, path_samples in zip(
         catalogs, models, samples, strict=True
     ):
         name = path_catalog.stem
-        row = next(r for r in rows if r.field == name)
+        observed, *others = [read_observation(r) for r in rows if r.field == name]
         chosen = np.flatnonzero(data.sources["field"] == name)
-        observed = read_observation(row)
         wcs = observed.wcs
         table = Table({key: value[chosen] for key, value in columns.items()})
         if wcs is not None:
@@ -88,7 +98,7 @@ def main(
                 y, x = data.blends["corner_y"][b], data.blends["corner_x"][b]
                 height, width = data.blends["height"][b], data.blends["width"][b]
                 # Cut-outs overlap; each adds its own sources, cut at its own border.
-                model[:, y : y + height, x : x + width] += rendered["total"][b][
+                model[:, y : y + height, x : x + width] += rendered["total"][b][0][
                     :, :height, :width
                 ]
         order = [basis.bands.index(b) for b in observed.bands]
@@ -107,6 +117,10 @@ def main(
             model=_in_bands(model, order, len(basis.bands)),
             variance=_in_bands(observed.variance, order, len(basis.bands), np.inf),
             wcs=wcs,
+            views=[
+                _view(data, name, rendered["total"], number, other, observed)
+                for number, other in enumerate(others, start=1)
+            ],
         )
         write_samples(
             path_samples,
@@ -127,7 +141,38 @@ def main(
         | {"in_em": stats["in_em"]}
         | {key: np.asarray(value) for key, value in rendered["blends"].items()}
     )
-    write_h5(scores, {"blends": table}, {"bands": list(basis.bands)})
+    write_h5(
+        scores,
+        {"blends": table, "observations": rendered["observations"]},
+        {"bands": list(basis.bands)},
+    )
+
+
+def _view(
+    data: BlendSet,
+    name: str,
+    totals: list,
+    number: int,
+    observed: ObservedField,
+    first: ObservedField,
+) -> View:
+    """An observation of a field but the first, and its model, in the unit of the first."""
+    gain = np.float32(10 ** (0.4 * (first.magzero - observed.magzero)))
+    model = np.zeros_like(observed.image)
+    for b in np.flatnonzero(data.blends["field"] == name):
+        if totals[b] is not None:
+            cut = data.blend(b).observations
+            corner = np.array([data.blends["corner_y"][b], data.blends["corner_x"][b]])
+            corner = corner_of(cut[number], cut[0], corner, observed.wcs, first.wcs)
+            add_cut(model, totals[b][number], corner)
+    return View(
+        observed.instrument,
+        observed.bands,
+        gain * observed.image,
+        model,
+        gain**2 * observed.variance,
+        observed.wcs,
+    )
 
 
 def _in_bands(planes, order, n, fill=0.0):
@@ -208,7 +253,8 @@ def _measure(
 def _render(
     data: BlendSet, basis: Basis, sources: dict, post: dict, batch: int
 ) -> dict:
-    """Posterior mean of every source as its blend's first observation sees it."""
+    """Posterior mean of every source as its blend's first observation sees it; of blends, as
+    every observation does."""
     n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
     scales = [
         np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
@@ -246,8 +292,12 @@ def _render(
                 centers[i, : len(m)],
             )
         sigma = float(basis.psf_sigma)
-        # The products show the first observation only.
-        stack = eqx.tree_at(lambda b: b.observations, stack, stack.observations[:1])
+        stack, others = _apart(stack, post["offset"][rows])
+        totals = [
+            seen.sum(axis=1)
+            for other in others
+            for seen in render_of(other, place(sources["mean"]), centers, sigma, batch)
+        ]
         image = render_of(stack, place(sources["mean"]), centers, sigma, batch)[0]
         # Two passes over the draws would need them all: running sums do not.
         total, square = np.zeros_like(image), np.zeros_like(image)
@@ -271,7 +321,8 @@ def _render(
             if not np.isfinite(sources["scale"][m]).all():
                 continue
             out["observed"][row] = image[i, : len(m)]
-            out["total"][row] = image[i, : len(m)].sum(axis=0)
+            out["total"][row] = [image[i, : len(m)].sum(axis=0)]
+            out["total"][row] += [total[i] for total in totals]
             corner = np.array(
                 [data.blends["corner_y"][row], data.blends["corner_x"][row]]
             )
@@ -294,6 +345,21 @@ def _render(
     return out
 
 
+def _apart(stack: Blend, offsets: np.ndarray) -> tuple[Blend, list[Blend]]:
+    """A stack as its first observation sees it, and as each other one does.
+
+    `offsets` (blend, observation, 2) are those of the others [model pixel], if any were fitted.
+    """
+    first, *others = stack.observations
+    moved = []
+    for number, other in enumerate(others):
+        if offsets.shape[1]:
+            by = np.nan_to_num(offsets[:, number]).astype(np.float32)
+            other = eqx.tree_at(lambda o: o.offset, other, other.offset - by)
+        moved.append(eqx.tree_at(lambda b: b.observations, stack, (other,)))
+    return eqx.tree_at(lambda b: b.observations, stack, (first,)), moved
+
+
 def _window(image, low, side):
     """Window of an image that may stick out of it; zero outside."""
     padded = np.pad(image, [(0, 0), (side, side), (side, side)])
@@ -301,8 +367,9 @@ def _window(image, low, side):
     return padded[:, y : y + side, x : x + side]
 
 
-def _finish_blends(data, sources, rendered, stats, post):
-    """Columns that need whole blends: positions, blendedness, chi2; a table of blends."""
+def _finish_blends(data, sources, rendered, stats, post, instruments):
+    """Columns that need whole blends: positions, blendedness, chi2; tables of blends and of their
+    observations."""
     columns, n = sources["columns"], len(data.sources["id"])
     bands = data.attrs["bands"]
     for b in bands:
@@ -314,36 +381,39 @@ def _finish_blends(data, sources, rendered, stats, post):
         f"{kind}_{b}" for kind in ("chi2", "ndata", "autocorrelation") for b in bands
     ]
     blends = {name: np.full(len(rendered["total"]), np.nan) for name in names}
+    seen = []
     for row, observed in enumerate(rendered["observed"]):
         if observed is None:
             continue
         m = data.members(row)
         blend = data.blend(row)
         first = blend.observations[0]
-        index = list(first.band_index)
         corner = np.array([data.blends["corner_y"][row], data.blends["corner_x"][row]])
         center = np.stack(
             [np.asarray(first.to_observed(c)) for c in sources["center"][m]]
         )
         columns["y"][m], columns["x"][m] = (center + corner).T
-        sky = np.zeros(len(index))
-        if post["sky"].shape[1]:
-            group = stats[f"stack_{data.blends['stack'][row]}"]
-            scale = group["sky_scale"][data.blends["index"][row]]
-            sky = (post["sky"][row] * scale)[: len(index)]
-        residual = first.image - rendered["total"][row] - sky[:, None, None]
-        used = np.isfinite(first.variance)
-        pull = np.where(used, residual / np.sqrt(np.where(used, first.variance, 1)), 0)
-        for i, band in enumerate(index):
-            name = bands[band]
-            columns[f"blendedness_{name}"][m] = blendedness(observed[:, i])
-            blends[f"chi2_{name}"][row] = np.sum(pull[i] ** 2)
-            blends[f"ndata_{name}"][row] = used[i].sum()
-            pair = used[i, :, 1:] & used[i, :, :-1]
-            if pair.any():
-                blends[f"autocorrelation_{name}"][row] = np.mean(
-                    (pull[i, :, 1:] * pull[i, :, :-1])[pair]
-                )
+        for i, band in enumerate(first.band_index):
+            columns[f"blendedness_{bands[band]}"][m] = blendedness(observed[:, i])
+        scores = _score_observations(data, blend, row, rendered, stats, post)
+        for i, band in enumerate(first.band_index):
+            blends[f"chi2_{bands[band]}"][row] = scores[0].chi2[i]
+            blends[f"ndata_{bands[band]}"][row] = scores[0].n_data[i]
+            value = scores[0].autocorrelation[i]
+            blends[f"autocorrelation_{bands[band]}"][row] = value
+        name = str(data.blends["field"][row])
+        seen += [
+            {
+                "field": name,
+                "number": data.blends["number"][row],
+                "observation": number,
+                "instrument": instruments[name][number],
+                "band": bands[band],
+            }
+            | {key: values[i] for key, values in score._asdict().items()}
+            for number, score in enumerate(scores)
+            for i, band in enumerate(blend.observations[number].band_index)
+        ]
         blends["chi2"][row] = summary["chi2"][row]
         # E[chi2 of the posterior mean] = N - tr(H C): what the fit absorbs.
         blends["n_data"][row] = summary["n_data"][row]
@@ -363,6 +433,27 @@ def _finish_blends(data, sources, rendered, stats, post):
             blends[column] = post["offset"][:, number, axis]
             blends[f"{column}_err"] = post["offset_sd"][:, number, axis]
     rendered["blends"] = blends | {"predictive_chi2": summary["chi2_draws"]}
+    rendered["observations"] = {
+        key: np.asarray([one[key] for one in seen]) for key in OBSERVATION_COLUMNS
+    }
+
+
+def _score_observations(data, blend, row, rendered, stats, post) -> list[BandScores]:
+    """Scores of the residual of every observation of a blend, its sky taken off."""
+    sky = np.zeros(sum(len(o.band_index) for o in blend.observations))
+    if post["sky"].shape[1]:
+        group = stats[f"stack_{data.blends['stack'][row]}"]
+        scale = group["sky_scale"][data.blends["index"][row]]
+        sky = post["sky"][row][: len(scale)] * scale
+    scores, begin = [], 0
+    for observation, total in zip(
+        blend.observations, rendered["total"][row], strict=True
+    ):
+        end = begin + len(observation.band_index)
+        level = sky[begin:end, None, None]
+        scores.append(score_residual(observation.image - total - level, observation))
+        begin = end
+    return scores
 
 
 if "snakemake" in globals():
