@@ -6,8 +6,8 @@ The pair (pmelchior/scarlet, `data/test_resampling`) shows one patch of COSMOS: 
 0.03 arcsec, and HSC grizy, 50 x 50 pixels of 0.168. Its counts are divided by their own sum, band by
 band, and have neither a variance nor a zero point. What is made of that:
 
-- Sky and noise of a band are mean and standard deviation of the pixels without sources. The photon noise of the
-  sources is not in it.
+- Sky and noise of a band are mean and standard deviation of the pixels without sources, the correlation of noise
+  is theirs (the mean of the HSC bands). The photon noise of the sources is not in it.
 - F814W is put on the AB system by its noise: that of the same mosaic at the same depth.
 - HSC has the zero points with which its colours to F814W are most like those of simulated galaxies, band by band
   (as a stellar locus regression, but with galaxies: High et al. 2009, AJ 138, 110). Colours of this field
@@ -16,7 +16,7 @@ band, and have neither a variance nor a zero point. What is made of that:
 - Sources are those that HST shows; its noise is correlated, so that significances are measured against the spread
   of the free pixels. HSC pixels lit by what HST does not show are masked.
 
-`joint.tsv` lists HST, which sets catalog and blends, and HSC; `alone.tsv` HSC, whose sources are then detected.
+`joint.tsv` lists HST, whose sources are then the catalog, and HSC; `alone.tsv` HSC, with what is detected in it alone.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import galsim
 import numpy as np
+import sep
 from astropy.io import fits
 from astropy.stats import sigma_clipped_stats
 from astropy.table import Table
@@ -36,6 +37,7 @@ from scipy.special import logsumexp
 
 from blendem.io.checks import centroid
 from blendem.io.fields import write_field
+from blendem.noise import estimate_correlation
 from blendem.rng import stage_rng
 from blendem.survey.detect import detect, detection_image
 from blendem.survey.instruments import MAGZERO
@@ -46,7 +48,8 @@ HST, HSC = ("f814w",), ("g", "r", "i", "z", "y")
 # (NOISE_VARIANCE of hst_cosmos_stamps.fits), and its zero point (Koekemoer et al. 2007, ApJS 172, 196).
 ACS_SIGMA, ACS_MAGZERO = 2.59e-3, 25.94
 LIT = 3.0  # significance of pixels that are not free of sources [sigma]
-GROWTH = {"HST": 5, "HSC": 3}  # and how far they are widened [pixel]
+GROWTH = {"HST": 5, "HSC": 2}  # and how far they are widened [pixel]
+REACH = {"HST": 3, "HSC": 2}  # of the correlation of noise [pixel]
 THRESHOLD, SHARE = 5.0, 5e-3  # detection; share of a footprint that is a source
 APART = 1.0  # an HSC detection is an HST source if it is nearer than this [arcsec]
 SEGMENT = 2.5  # significance of the pixels of a segment [sigma]
@@ -117,6 +120,15 @@ def measure_sky(
     return Sky(level, sigma, spread, significance / spread, free)
 
 
+def correlation_of(
+    image: Float[np.ndarray, "band height width"], sky: Sky, reach: int
+) -> Float[np.ndarray, "band lag lag"]:
+    """Correlation of the noise of neighbours, the mean of all bands: one resampling made them."""
+    pulls = (image - sky.level[:, None, None]) / sky.sigma[:, None, None]
+    found = [estimate_correlation(plane, sky.free, reach)[0] for plane in pulls]
+    return np.broadcast_to(np.mean(found, axis=0), (len(image), *found[0].shape))
+
+
 def find(
     image: Float[np.ndarray, "band height width"],
     psf: Float[np.ndarray, "band size size"],
@@ -152,15 +164,19 @@ def segments(sky: Sky, positions: Float[np.ndarray, "n 2"]) -> np.ndarray:
 
 
 def unmodelled(
-    sky: Sky,
-    own: Float[np.ndarray, "n 2"],
-    known: Float[np.ndarray, "m 2"],
-    limit: float,
+    sky: Sky, known: Float[np.ndarray, "n 2"], limit: float
 ) -> Bool[np.ndarray, "height width"]:
-    """Pixels lit by detections that are further than `limit` [pixel] from all known sources."""
-    apart = np.hypot(*(own[:, None] - known[None]).T).T.min(axis=1) > limit
-    parts = nearest_parts(sky.significance > LIT, own)
-    mine = np.isin(parts, np.flatnonzero(apart) + 1)
+    """Pixels of what is lit further than `limit` [pixel] from all known sources (y, x)."""
+    found, parts = sep.extract(
+        np.ascontiguousarray(sky.significance),
+        LIT,
+        filter_kernel=None,
+        deblend_cont=SHARE,
+        clean=False,
+        segmentation_map=True,
+    )
+    away = [np.hypot(known[:, 0] - s["y"], known[:, 1] - s["x"]).min() for s in found]
+    mine = np.isin(parts, np.flatnonzero(np.array(away) > limit) + 1)
     return binary_dilation(mine, iterations=GROWTH["HSC"])
 
 
@@ -241,15 +257,18 @@ def main(folder: Path, out: Path, seed: int) -> None:
     found = find(pair["HST"]["image"], pair["HST"]["psf"], skies["HST"])
     positions = np.stack([found["y"], found["x"]], axis=-1)
     own = find(pair["HSC"]["image"], pair["HSC"]["psf"], skies["HSC"])
-    own = np.stack([own["y"], own["x"]], axis=-1)
     ra, dec = pair["HST"]["wcs"].all_pix2world(found["x"], found["y"], 0)
     seen = np.stack(pair["HSC"]["wcs"].all_world2pix(ra, dec, 0)[::-1], axis=-1)
     pixel = 3600 * abs(pair["HSC"]["wcs"].pixel_scale_matrix[1, 1])
-    masked = unmodelled(skies["HSC"], own, seen, APART / pixel)
+    limit = APART / pixel
+    masked = unmodelled(skies["HSC"], seen, limit)
+    apart = np.hypot(own["y"][:, None] - seen[:, 0], own["x"][:, None] - seen[:, 1])
+    outside = np.min(apart, axis=1) > limit
     print(
-        f"{len(found)} sources in HST, {len(own)} in HSC; {masked.sum()} HSC pixels are"
-        " lit by what HST does not show"
+        f"{len(found)} sources in HST, {len(own)} in HSC, of which HST does not show"
+        f" {outside.sum()}: {masked.sum()} pixels of HSC are masked"
     )
+    own = own[~outside]
     sharp, counts = matched_photometry(
         pair, skies, segments(skies["HST"], positions), masked
     )
@@ -259,6 +278,8 @@ def main(folder: Path, out: Path, seed: int) -> None:
     gains = {"HST": np.array([gain]), "HSC": gain * 10 ** (-0.4 * zero)}
     out.mkdir(parents=True, exist_ok=True)
     found["ra"], found["dec"] = ra, dec
+    own["ra"], own["dec"] = pair["HSC"]["wcs"].all_pix2world(own["x"], own["y"], 0)
+    catalogs = {"HST": found, "HSC": own}
     for name, bands in (("HST", HST), ("HSC", HSC)):
         one, sky = pair[name], skies[name]
         factor = gains[name][:, None, None]
@@ -272,8 +293,9 @@ def main(folder: Path, out: Path, seed: int) -> None:
             bands=bands,
             magzero=MAGZERO,
             wcs=one["wcs"],
+            correlation=correlation_of(one["image"], sky, REACH[name]),
             mask=np.broadcast_to(masked, one["image"].shape) if name == "HSC" else None,
-            catalog=found["id", "x", "y", "ra", "dec"] if name == "HST" else None,
+            catalog=catalogs[name]["id", "x", "y", "ra", "dec"],
         )
     lines = {
         "joint": ["cosmos_pair\thst_cosmos_30mas\thst.fits"],

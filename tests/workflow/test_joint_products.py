@@ -58,7 +58,7 @@ def run(tmp_path_factory, script):
     looks = {
         "a": ("g", 81, (40.0, 40.0), 1.5, 1.0, 1.0, 27.0),
         # Same sky, 2.5 mag shallower counts; its own pixels hold the galaxy off the WCS.
-        "b": ("i", SIDE, (30.0, 30.0) + WRONG, SEEING, zoom, 10.0, 29.5),
+        "b": ("i", SIDE, (30.0 + WRONG[0], 30.0 + WRONG[1]), SEEING, zoom, 10.0, 29.5),
     }
     rows = []
     for name, (band, side, center, seeing, scale, gain, magzero) in looks.items():
