@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sep
-from astropy.io import fits
-from astropy.wcs import WCS
+from hst_hsc_fields import read_pair
 from records import Report
 
 from blendem.frame import affine_between
@@ -32,24 +31,14 @@ BANDS = ("g", "r", "i", "z", "y", "f814w")
 STAMP, WIDE, PSF_SIGMA, REPEATS = 61, 301, 0.7, 5  # model pixels
 
 
-def read_pair(folder: Path) -> dict:
-    """Images, PSFs and WCS of the pair; the sky of every image is taken off."""
-    out = {}
-    for name in ("HST", "HSC"):
-        with fits.open(folder / f"Cut_{name}.fits") as hdus:
-            data = np.atleast_3d(np.asarray(hdus[0].data, float).T).T
-            wcs = WCS(hdus[0].header).celestial
-        with fits.open(folder / f"PSF_{name}.fits") as hdus:
-            psf = np.atleast_3d(np.asarray(hdus[0].data, float).T).T
-        image = data - np.median(data, axis=(1, 2), keepdims=True)
-        noise = 1.4826 * np.median(np.abs(image), axis=(1, 2))
-        out[name] = {
-            "image": image,
-            "sigma": noise,
-            "psf": psf / psf.sum((1, 2), keepdims=True),
-            "wcs": wcs,
-        }
-    return out
+def flat_pair(folder: Path) -> dict:
+    """The pair with the sky of every image taken off, and the noise of its pixels."""
+    pair = read_pair(folder)
+    for one in pair.values():
+        image = one["image"] - np.median(one["image"], axis=(1, 2), keepdims=True)
+        one["image"] = image
+        one["sigma"] = 1.4826 * np.median(np.abs(image), axis=(1, 2))
+    return pair
 
 
 def observations_of(pair: dict, dtype) -> tuple[Observation, ...]:
@@ -178,7 +167,7 @@ def scarlet2_gradient(pair: dict, centers: np.ndarray, stamps: np.ndarray):
 
 def main(folder: Path, sources: int, out: Path, peer: bool) -> None:
     """Time both, compare, print and write."""
-    pair = read_pair(folder)
+    pair = flat_pair(folder)
     centers = find_sources(pair, sources)
     r = np.arange(STAMP) - STAMP // 2
     rng = np.random.default_rng(1)

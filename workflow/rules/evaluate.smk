@@ -23,6 +23,7 @@ rule score:
     output:
         sources=f"{OUT}/scores/sources.csv",
         blends=f"{OUT}/scores/blends.csv",
+        observations=f"{OUT}/scores/observations.csv",
         laps=f"{OUT}/scores/evidence.csv",
         light_curves=[f"{OUT}/scores/light_curves.csv"] if TRUE_CURVES else [],
     log:

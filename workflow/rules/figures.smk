@@ -87,6 +87,7 @@ rule plot_chi2:
     input:
         code=modules(*PLOT_CODE),
         blends=f"{OUT}/scores/blends.csv",
+        observations=f"{OUT}/scores/observations.csv",
     output:
         f"{OUT}/figures/chi2.png",
     log:

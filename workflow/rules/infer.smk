@@ -116,6 +116,7 @@ for number in range(CHUNKS):
                 "measure/shapes",
                 "measure/photometry",
                 "measure/light_curves",
+                "measure/residuals",
             ),
             fields=files_of(number),
             blends=f"{OUT}/blends/{number}.h5",

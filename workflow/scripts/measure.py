@@ -7,15 +7,17 @@ import equinox as eqx
 import numpy as np
 from astropy.table import Table
 
+from blendem.blend import Blend
 from blendem.config import BlendsConfig, InferConfig
 from blendem.inference.amplitude import plane_scale
 from blendem.inference.batch import render_of
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.fetch import sha256_of
-from blendem.io.fields import read_observation
+from blendem.io.fields import ObservedField, read_observation
 from blendem.io.priors import read_prior
 from blendem.io.products import (
     Samples,
+    View,
     read_h5,
     write_catalog,
     write_h5,
@@ -26,6 +28,12 @@ from blendem.io.table import FieldRow
 from blendem.logs import configure_logging
 from blendem.measure.light_curves import LightCurve, Plane, as_star, stacked
 from blendem.measure.metrics import blendedness
+from blendem.measure.residuals import (
+    BandScores,
+    add_cut,
+    corner_of,
+    score_residual,
+)
 from blendem.measure.sources import (
     PHOTOMETRY,
     photometry_columns,
@@ -49,6 +57,8 @@ SAMPLER_COLUMNS = (
     "outside_basis",
     "outside_chi2",
 )
+OBSERVATION_COLUMNS = ("field", "number", "observation", "instrument", "band")
+OBSERVATION_COLUMNS += BandScores._fields
 STD_DRAWS = 16  # draws rendered for the deviation of observed images
 
 
@@ -90,15 +100,15 @@ def main(
             for name in PHOTOMETRY:
                 sources["columns"][f"{name}_{band}"][k] = np.nan
     rendered = _render(data, basis, sources, post, config.batch)
-    _finish_blends(data, sources, rendered, stats, post)
+    instruments = {n: [r.instrument for r in rows if r.field == n] for n in data.fields}
+    _finish_blends(data, sources, rendered, stats, post, instruments)
     columns = sources["columns"]
     for path_catalog, path_models, path_samples in zip(
         catalogs, models, samples, strict=True
     ):
         name = path_catalog.stem
-        row = next(r for r in rows if r.field == name)
+        observed, *others = [read_observation(r) for r in rows if r.field == name]
         chosen = np.flatnonzero(data.sources["field"] == name)
-        observed = read_observation(row)
         wcs = observed.wcs
         table = Table({key: value[chosen] for key, value in columns.items()})
         if wcs is not None:
@@ -118,7 +128,7 @@ def main(
                 y, x = data.blends["corner_y"][b], data.blends["corner_x"][b]
                 height, width = data.blends["height"][b], data.blends["width"][b]
                 # Cut-outs overlap; each adds its own sources, cut at its own border.
-                model[:, y : y + height, x : x + width] += rendered["total"][b][
+                model[:, y : y + height, x : x + width] += rendered["total"][b][0][
                     :, :height, :width
                 ]
         order = [basis.bands.index(b) for b in observed.bands]
@@ -137,6 +147,10 @@ def main(
             model=_in_bands(model, order, len(basis.bands)),
             variance=_in_bands(observed.variance, order, len(basis.bands), np.inf),
             wcs=wcs,
+            views=[
+                _view(data, name, rendered["total"], number, other, observed)
+                for number, other in enumerate(others, start=1)
+            ],
         )
         write_samples(
             path_samples,
@@ -160,7 +174,38 @@ def main(
         | {"in_em": stats["in_em"]}
         | {key: np.asarray(value) for key, value in rendered["blends"].items()}
     )
-    write_h5(scores, {"blends": table}, {"bands": list(basis.bands)})
+    write_h5(
+        scores,
+        {"blends": table, "observations": rendered["observations"]},
+        {"bands": list(basis.bands)},
+    )
+
+
+def _view(
+    data: BlendSet,
+    name: str,
+    totals: list,
+    number: int,
+    observed: ObservedField,
+    first: ObservedField,
+) -> View:
+    """An observation of a field but the first, and its model, in the unit of the first."""
+    gain = np.float32(10 ** (0.4 * (first.magzero - observed.magzero)))
+    model = np.zeros_like(observed.image)
+    for b in np.flatnonzero(data.blends["field"] == name):
+        if totals[b] is not None:
+            cut = data.blend(b).observations
+            corner = np.array([data.blends["corner_y"][b], data.blends["corner_x"][b]])
+            corner = corner_of(cut[number], cut[0], corner, observed.wcs, first.wcs)
+            add_cut(model, totals[b][number], corner)
+    return View(
+        observed.instrument,
+        observed.bands,
+        gain * observed.image,
+        model,
+        gain**2 * observed.variance,
+        observed.wcs,
+    )
 
 
 def _in_bands(planes, order, n, fill=0.0):
@@ -259,7 +304,8 @@ def _measure(
 def _render(
     data: BlendSet, basis: Basis, sources: dict, post: dict, batch: int
 ) -> dict:
-    """Posterior mean of every source as its blend's first observation sees it."""
+    """Posterior mean of every source as its blend's first observation sees it; of blends, as
+    every observation does."""
     n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
     scales = [
         np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
@@ -275,7 +321,7 @@ def _render(
         "total": [None] * len(data.blends["field"]),
         "observed": [None] * len(data.blends["field"]),
     }
-    seen_mean, star_error = _as_first_sees(data, sources, basis)
+    seen_mean, star_error = _as_seen(data, sources, basis, 0)
     modes = np.asarray(basis.modes).reshape(len(basis.modes), -1)
     draws = post["z"][: min(STD_DRAWS, len(post["z"]))]
     for number, stack in enumerate(data.stacks):
@@ -298,8 +344,12 @@ def _render(
                 centers[i, : len(m)],
             )
         sigma = float(basis.psf_sigma)
-        # The products show the first observation only.
-        stack = eqx.tree_at(lambda b: b.observations, stack, stack.observations[:1])
+        stack, others = _apart(stack, post["offset"][rows])
+        totals = []
+        for observation, other in enumerate(others, 1):
+            seen = place(_as_seen(data, sources, basis, observation)[0])
+            (image,) = render_of(other, seen, centers, sigma, batch)
+            totals.append(image.sum(axis=1))
         image = render_of(stack, place(seen_mean), centers, sigma, batch)[0]
         # Two passes over the draws would need them all: running sums do not.
         total, square = np.zeros_like(image), np.zeros_like(image)
@@ -323,7 +373,8 @@ def _render(
             if not np.isfinite(sources["scale"][m]).all():
                 continue
             out["observed"][row] = image[i, : len(m)]
-            out["total"][row] = image[i, : len(m)].sum(axis=0)
+            out["total"][row] = [image[i, : len(m)].sum(axis=0)]
+            out["total"][row] += [total[i] for total in totals]
             corner = np.array(
                 [data.blends["corner_y"][row], data.blends["corner_x"][row]]
             )
@@ -346,22 +397,38 @@ def _render(
     return out
 
 
-def _as_first_sees(
-    data: BlendSet, sources: dict, basis: Basis
+def _as_seen(
+    data: BlendSet, sources: dict, basis: Basis, observation: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Model images as the first observation has them, and errors of the fluxes of stars."""
+    """Model images at the time of an observation, and errors of the fluxes of stars."""
     images, errors = sources["mean"], sources["flux"].std(axis=0, ddof=1)
     if not sources["curves"]:
         return images, errors
     images = images.copy()
     point = point_image(basis.mean.shape[-1], float(basis.psf_sigma))
     for k, curve in sources["curves"].items():
-        bands = list(data.stacks[data.place(k)[0]].observations[0].band_index)
-        here = slice(len(bands))
+        stack = data.stacks[data.place(k)[0]]
+        bands = list(stack.observations[observation].band_index)
+        here = list(stack.planes[observation])
         images[k], errors[k] = 0.0, 0.0
         images[k][bands] = np.nan_to_num(curve.mean[here])[:, None, None] * point
         errors[k][bands] = np.nan_to_num(curve.error[here])
     return images, errors
+
+
+def _apart(stack: Blend, offsets: np.ndarray) -> tuple[Blend, list[Blend]]:
+    """A stack as its first observation sees it, and as each other one does.
+
+    `offsets` (blend, observation, 2) are those of the others [model pixel], if any were fitted.
+    """
+    first, *others = stack.observations
+    moved = []
+    for number, other in enumerate(others):
+        if offsets.shape[1]:
+            by = np.nan_to_num(offsets[:, number]).astype(np.float32)
+            other = eqx.tree_at(lambda o: o.offset, other, other.offset - by)
+        moved.append(eqx.tree_at(lambda b: b.observations, stack, (other,)))
+    return eqx.tree_at(lambda b: b.observations, stack, (first,)), moved
 
 
 def _window(image, low, side):
@@ -371,8 +438,9 @@ def _window(image, low, side):
     return padded[:, y : y + side, x : x + side]
 
 
-def _finish_blends(data, sources, rendered, stats, post):
-    """Columns that need whole blends: positions, blendedness, chi2; a table of blends."""
+def _finish_blends(data, sources, rendered, stats, post, instruments):
+    """Columns that need whole blends: positions, blendedness, chi2; tables of blends and of their
+    observations."""
     columns, n = sources["columns"], len(data.sources["id"])
     bands = data.attrs["bands"]
     for b in bands:
@@ -384,36 +452,39 @@ def _finish_blends(data, sources, rendered, stats, post):
         f"{kind}_{b}" for kind in ("chi2", "ndata", "autocorrelation") for b in bands
     ]
     blends = {name: np.full(len(rendered["total"]), np.nan) for name in names}
+    seen = []
     for row, observed in enumerate(rendered["observed"]):
         if observed is None:
             continue
         m = data.members(row)
         blend = data.blend(row)
         first = blend.observations[0]
-        index = list(first.band_index)
         corner = np.array([data.blends["corner_y"][row], data.blends["corner_x"][row]])
         center = np.stack(
             [np.asarray(first.to_observed(c)) for c in sources["center"][m]]
         )
         columns["y"][m], columns["x"][m] = (center + corner).T
-        sky = np.zeros(len(index))
-        if post["sky"].shape[1]:
-            group = stats[f"stack_{data.blends['stack'][row]}"]
-            scale = group["sky_scale"][data.blends["index"][row]]
-            sky = (post["sky"][row] * scale)[: len(index)]
-        residual = first.image - rendered["total"][row] - sky[:, None, None]
-        used = np.isfinite(first.variance)
-        pull = np.where(used, residual / np.sqrt(np.where(used, first.variance, 1)), 0)
-        for i, band in enumerate(index):
-            name = bands[band]
-            columns[f"blendedness_{name}"][m] = blendedness(observed[:, i])
-            blends[f"chi2_{name}"][row] = np.sum(pull[i] ** 2)
-            blends[f"ndata_{name}"][row] = used[i].sum()
-            pair = used[i, :, 1:] & used[i, :, :-1]
-            if pair.any():
-                blends[f"autocorrelation_{name}"][row] = np.mean(
-                    (pull[i, :, 1:] * pull[i, :, :-1])[pair]
-                )
+        for i, band in enumerate(first.band_index):
+            columns[f"blendedness_{bands[band]}"][m] = blendedness(observed[:, i])
+        scores = _score_observations(data, blend, row, rendered, stats, post)
+        for i, band in enumerate(first.band_index):
+            blends[f"chi2_{bands[band]}"][row] = scores[0].chi2[i]
+            blends[f"ndata_{bands[band]}"][row] = scores[0].n_data[i]
+            value = scores[0].autocorrelation[i]
+            blends[f"autocorrelation_{bands[band]}"][row] = value
+        name = str(data.blends["field"][row])
+        seen += [
+            {
+                "field": name,
+                "number": data.blends["number"][row],
+                "observation": number,
+                "instrument": instruments[name][number],
+                "band": bands[band],
+            }
+            | {key: values[i] for key, values in score._asdict().items()}
+            for number, score in enumerate(scores)
+            for i, band in enumerate(blend.observations[number].band_index)
+        ]
         blends["chi2"][row] = summary["chi2"][row]
         # E[chi2 of the posterior mean] = N - tr(H C): what the fit absorbs.
         blends["n_data"][row] = summary["n_data"][row]
@@ -433,6 +504,27 @@ def _finish_blends(data, sources, rendered, stats, post):
             blends[column] = post["offset"][:, number, axis]
             blends[f"{column}_err"] = post["offset_sd"][:, number, axis]
     rendered["blends"] = blends | {"predictive_chi2": summary["chi2_draws"]}
+    rendered["observations"] = {
+        key: np.asarray([one[key] for one in seen]) for key in OBSERVATION_COLUMNS
+    }
+
+
+def _score_observations(data, blend, row, rendered, stats, post) -> list[BandScores]:
+    """Scores of the residual of every observation of a blend, its sky taken off."""
+    sky = np.zeros(sum(len(o.band_index) for o in blend.observations))
+    if post["sky"].shape[1]:
+        group = stats[f"stack_{data.blends['stack'][row]}"]
+        scale = group["sky_scale"][data.blends["index"][row]]
+        sky = post["sky"][row][: len(scale)] * scale
+    scores, begin = [], 0
+    for observation, total in zip(
+        blend.observations, rendered["total"][row], strict=True
+    ):
+        end = begin + len(observation.band_index)
+        level = sky[begin:end, None, None]
+        scores.append(score_residual(observation.image - total - level, observation))
+        begin = end
+    return scores
 
 
 if "snakemake" in globals():

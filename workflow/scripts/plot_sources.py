@@ -52,24 +52,25 @@ def main(
             draws = read_samples(samples[path])
             row = int(np.flatnonzero(field.catalog["id"] == source["id"])[0])
             k = int(np.flatnonzero(draws.ids == source["id"])[0])
-            plane = field.bands.index(band)
+            seen = field.best(band)
+            plane = seen.bands.index(seen.shown(band))
             mean = field.stamps[row, index]
             part = shown_side(mean)
             inner = slice(len(mean) // 2 - part // 2, len(mean) // 2 + part // 2 + 1)
             # The same part of the sky in observed pixels.
-            ratio = scale / (field.pixel_scale or scale)
+            ratio = scale / (seen.pixel_scale or scale)
             side = 2 * int(part * ratio / 2) + 1
             truth = None
             if truths:
                 truth = true_image(truths[path], source["id"], band)[inner, inner]
-            at = field.positions[row]
+            at = seen.positions[row]
             plot.plot_source_row(
                 axes,
-                cutout(field.image[plane], at, side),
+                cutout(seen.image[plane], at, side),
                 mean[inner, inner],
                 field.stds[row, index][inner, inner],
                 draws.images(basis, k)[:, index, inner, inner],
-                cutout(field.pull[plane], at, side),
+                cutout(seen.pull[plane], at, side),
                 truth=truth,
                 unit=f"{field.unit or 'flux'} / pixel",
                 pixel_scale=scale / ratio,

@@ -37,16 +37,14 @@ def main(
     last_lap: int,
     sources: Path,
     blends: Path,
+    observations: Path,
     laps: Path,
     light_curves: Path | None,
 ) -> None:
     """Join the fields and compare."""
     basis = read_prior(prior)[0].basis
-    parts = []
-    for path in chunks:
-        table = read_h5(path)[0]["blends"]
-        parts.append(pd.DataFrame({k: np.asarray(v) for k, v in table.items()}))
-    joined = pd.concat(parts, ignore_index=True)
+    joined = _join(chunks, "blends")
+    _write(observations, _join(chunks, "observations"))
     first = ["field", "number", "n_sources", "n_data", "chi2", "expected_chi2"]
     joined = joined[first + [c for c in joined if c not in first]]
     _write(blends, joined)
@@ -70,6 +68,13 @@ def main(
     if light_curves is not None:
         fields = zip(catalogs, truths, strict=True)
         _write(light_curves, pd.concat([_score_light(*paths) for paths in fields]))
+
+
+def _join(chunks: list[Path], name: str) -> pd.DataFrame:
+    """A table of all chunks."""
+    tables = [read_h5(path)[0][name] for path in chunks]
+    parts = [pd.DataFrame({k: np.asarray(v) for k, v in t.items()}) for t in tables]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFrame:
@@ -144,6 +149,7 @@ if "snakemake" in globals():
         params.last_lap,
         Path(result.sources),
         Path(result.blends),
+        Path(result.observations),
         Path(result.laps),
         Path(result.light_curves[0]) if result.light_curves else None,
     )

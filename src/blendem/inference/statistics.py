@@ -372,7 +372,7 @@ def render_sources(
     centers: Float[Array, "source 2"],
     blend: Blend,
     psf_sigma: Float[Array, ""],
-) -> tuple[Float[Array, "source band height width"], ...]:
+) -> tuple[Float[Array, "source _ _ _"], ...]:
     """Model images of all sources on the pixels of every observation of a blend."""
     rendered = []
     for observation in blend.observations:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy import units
@@ -20,11 +20,13 @@ from blendem.io.table import InputError
 
 __all__ = [
     "Samples",
+    "View",
     "read_h5",
     "read_light_curves",
     "read_models",
     "read_samples",
     "read_table",
+    "read_views",
     "write_catalog",
     "write_h5",
     "write_map",
@@ -57,6 +59,25 @@ COLUMN_UNITS = {
 }
 LIGHT_CURVES = "LIGHTCURVES"  # HDU
 FLUX_COLUMNS = ("flux", "flux_err", "flux_q16", "flux_q84")
+
+
+class View(NamedTuple):
+    """An observation of a field but the first, and its model.
+
+    Attributes:
+        instrument: As in the table of fields.
+        bands: Name of each plane.
+        image, model, variance: In the unit of the first observation, `(band, y, x)`; infinite
+            variance is masked.
+        wcs: Of its pixels, or None.
+    """
+
+    instrument: str
+    bands: tuple[str, ...]
+    image: Float[np.ndarray, "_ _ _"]
+    model: Float[np.ndarray, "_ _ _"]
+    variance: Float[np.ndarray, "_ _ _"]
+    wcs: WCS | None
 
 
 def write_catalog(
@@ -156,6 +177,7 @@ def write_models(
     model: Float[np.ndarray, "band y x"] | None = None,
     variance: Float[np.ndarray, "band y x"] | None = None,
     wcs: WCS | None = None,
+    views: Sequence[View] = (),
 ) -> None:
     """Write the images of all sources of a field as FITS.
 
@@ -172,6 +194,7 @@ def write_models(
         image, model: The whole field and its model; SCI, MODEL and RESIDUAL.
         variance: Variance of the whole field, VAR [unit^2].
         wcs: WCS of the whole field.
+        views: The other observations; SCI_1, MODEL_1, RESIDUAL_1, VAR_1 and so on.
 
     Raises:
         ValueError: If shapes disagree or provenance is missing.
@@ -206,6 +229,13 @@ def write_models(
     for name, array in whole.items():
         if array is not None:
             hdus.append(_image(name, np.asarray(array), bands, unit, wcs))
+    for number, view in enumerate(views, start=1):
+        whole = {"SCI": view.image, "MODEL": view.model, "VAR": view.variance}
+        whole["RESIDUAL"] = view.image - view.model
+        for name, array in whole.items():
+            hdu = _image(f"{name}_{number}", array, view.bands, unit, view.wcs)
+            hdu.header["INSTRUME"] = (view.instrument, "as in the table of fields")
+            hdus.append(hdu)
     with atomic_path(path) as temporary:
         hdus.writeto(temporary)
 
@@ -226,6 +256,29 @@ def read_models(path: str | Path) -> dict[str, Any]:
         else:
             content[hdu.name] = Table.read(hdu, unit_parse_strict="silent")
     return content
+
+
+def read_views(path: str | Path) -> list[View]:
+    """The observations of a field but the first, of `write_models`.
+
+    Raises:
+        InputError: If the file is missing or damaged.
+    """
+    arrays = read_models(path)
+    views = []
+    while f"SCI_{len(views) + 1}" in arrays:
+        number = len(views) + 1
+        header = fits.getheader(path, f"SCI_{number}")
+        wcs = WCS(header, naxis=2)
+        views.append(
+            View(
+                str(header["INSTRUME"]),
+                tuple(header["BANDS"].split(",")),
+                *(arrays[f"{name}_{number}"] for name in ("SCI", "MODEL", "VAR")),
+                wcs if wcs.has_celestial else None,
+            )
+        )
+    return views
 
 
 def _table(name: str, table: Table | Mapping[str, Any], flux_unit: str):

@@ -1,6 +1,7 @@
 """Panels of figures: data and Axes in, artists out. Scripts make the figure and save it."""
 
 from blendem.plot.pictures import (
+    BLEND_PANELS,
     lupton,
     plot_blend_row,
     plot_field,
@@ -37,6 +38,7 @@ from blendem.plot.training import plot_training
 
 __all__ = [
     "AMBER",
+    "BLEND_PANELS",
     "BLUE",
     "COLORS",
     "DIVERGING",

@@ -17,7 +17,7 @@ from blendem.inference.pixel_sampler import PixelSettings, sample_prior_stamps
 from blendem.inference.sampler import sample_prior
 from blendem.io.atomic import atomic_path
 from blendem.io.priors import Prior
-from blendem.io.products import read_models, read_table
+from blendem.io.products import read_models, read_table, read_views
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.unet import UNetPrior
 
@@ -26,38 +26,28 @@ MARGIN = 14  # shown around the sources of a blend [pixel]
 
 
 @dataclass(frozen=True)
-class FieldImages:
-    """Catalog and images of one field.
+class SeenField:
+    """A field as one observation sees it.
 
     Attributes:
-        name: Name of the field.
-        bands: Names of the bands.
-        catalog: One row per source.
+        name: Of the instrument; empty for the first observation.
+        bands: Names of the bands that it has.
         image, model, variance: `(band, y, x)`; infinite variance is masked.
-        stamps: Posterior mean of every source at model resolution, `(source, band, S, S)`.
-        stds: Posterior standard deviation, the same.
-        pixel_scale: Side of an observed pixel [arcsec]; None without WCS.
-        unit: Of the images; may be empty.
+        positions: Fitted centres (y, x) [pixel of the observation].
+        pixel_scale: Side of a pixel [arcsec]; None without WCS.
     """
 
     name: str
     bands: tuple[str, ...]
-    catalog: pd.DataFrame
-    image: Float[np.ndarray, "band y x"]
-    model: Float[np.ndarray, "band y x"]
-    variance: Float[np.ndarray, "band y x"]
-    stamps: Float[np.ndarray, "source band stamp stamp"]
-    stds: Float[np.ndarray, "source band stamp stamp"]
+    # Observations differ in bands and size: no name of an axis binds two of them.
+    image: Float[np.ndarray, "_ _ _"]
+    model: Float[np.ndarray, "_ _ _"]
+    variance: Float[np.ndarray, "_ _ _"]
+    positions: Float[np.ndarray, "_ 2"]
     pixel_scale: float | None
-    unit: str = ""
 
     @property
-    def positions(self) -> Float[np.ndarray, "source 2"]:
-        """Fitted centres (y, x) [observed pixel]."""
-        return self.catalog[["y", "x"]].to_numpy(float)
-
-    @property
-    def pull(self) -> Float[np.ndarray, "band y x"]:
+    def pull(self) -> Float[np.ndarray, "_ _ _"]:
         """Residual over noise sigma; NaN where masked."""
         used = np.isfinite(self.variance) & (self.variance > 0)
         sigma = np.sqrt(np.where(used, self.variance, np.nan))
@@ -68,6 +58,37 @@ class FieldImages:
         planes = self.variance[[self.bands.index(b) for b in bands]]
         used = planes[np.isfinite(planes) & (planes > 0)]
         return float(np.sqrt(np.median(used))) if used.size else 1.0
+
+    def shown(self, band: str) -> str:
+        """The band, or the middle one of those that the observation has instead."""
+        return band if band in self.bands else self.bands[len(self.bands) // 2]
+
+
+@dataclass(frozen=True)
+class FieldImages:
+    """Catalog and images of one field.
+
+    Attributes:
+        name: Name of the field.
+        bands: Names of the model bands.
+        catalog: One row per source.
+        seen: Its observations, the first one first.
+        stamps: Posterior mean of every source at model resolution, `(source, band, S, S)`.
+        stds: Posterior standard deviation, the same.
+        unit: Of the images; may be empty.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    catalog: pd.DataFrame
+    seen: tuple[SeenField, ...]
+    stamps: Float[np.ndarray, "source band stamp stamp"]
+    stds: Float[np.ndarray, "source band stamp stamp"]
+    unit: str = ""
+
+    def best(self, band: str) -> SeenField:
+        """The first observation that has a band, else the first."""
+        return next((o for o in self.seen if band in o.bands), self.seen[0])
 
 
 def band_names(catalog: pd.DataFrame) -> tuple[str, ...]:
@@ -82,24 +103,50 @@ def read_field(catalog: Path, models: Path) -> FieldImages:
         InputError: If a file is missing or damaged.
     """
     table = read_table(catalog)[0].to_pandas()
-    arrays = read_models(models)
+    arrays, bands = read_models(models), band_names(table)
     header = fits.getheader(models, "SCI")
     wcs = WCS(header, naxis=2)
-    scale = None
-    if wcs.has_celestial:
-        scale = float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs.celestial)))) * 3600
+    variance = arrays.get("VAR", np.ones_like(arrays["SCI"]))
+    # Planes of bands that the first observation lacks are masked.
+    has = np.isfinite(variance).any(axis=(1, 2))
+    has = has if has.any() else np.ones_like(has)
+    positions = table[["y", "x"]].to_numpy(float)
+    first = SeenField(
+        "",
+        tuple(b for b, there in zip(bands, has, strict=True) if there),
+        np.nan_to_num(arrays["SCI"])[has],
+        np.nan_to_num(arrays["MODEL"])[has],
+        variance[has],
+        positions,
+        _pixel_scale(wcs if wcs.has_celestial else None),
+    )
+    others = []
+    for view in read_views(models):
+        at = positions
+        if view.wcs is not None:
+            sky = np.stack([table["ra"], table["dec"]], axis=-1)
+            at = view.wcs.celestial.all_world2pix(sky, 0)[:, ::-1]
+        pictures = np.nan_to_num(view.image), np.nan_to_num(view.model)
+        scale = _pixel_scale(view.wcs)
+        others.append(
+            SeenField(view.instrument, view.bands, *pictures, view.variance, at, scale)
+        )
     return FieldImages(
         name=catalog.stem,
-        bands=band_names(table),
+        bands=bands,
         catalog=table,
-        image=np.nan_to_num(arrays["SCI"]),
-        model=np.nan_to_num(arrays["MODEL"]),
-        variance=arrays.get("VAR", np.ones_like(arrays["SCI"])),
+        seen=(first, *others),
         stamps=arrays["MODEL_MEAN"],
         stds=arrays["MODEL_STD"],
-        pixel_scale=scale,
         unit=str(header.get("BUNIT", "")).strip(),
     )
+
+
+def _pixel_scale(wcs: WCS | None) -> float | None:
+    """Side of a pixel [arcsec]."""
+    if wcs is None:
+        return None
+    return float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs.celestial)))) * 3600
 
 
 def display_bands(bands: Sequence[str], rgb: Sequence[str]) -> tuple[str, str, str]:

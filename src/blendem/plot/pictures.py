@@ -14,6 +14,9 @@ from matplotlib.lines import Line2D
 
 from blendem.plot.style import DIVERGING, SEQUENTIAL, Panels
 
+# Panels of `plot_blend_row`.
+BLEND_PANELS = ("model", "rendered model", "observation", "residual", "pull")
+
 
 def lupton(
     image: Float[np.ndarray, "band height width"],
@@ -159,8 +162,7 @@ def plot_blend_row(
         )
     if pixel_scale:
         plot_scale_bar(axes[2], observed_rgb.shape[1], pixel_scale)
-    names = ("model", "rendered model", "observation", "residual", "pull")
-    for ax, name in zip(axes, names, strict=True):
+    for ax, name in zip(axes, BLEND_PANELS, strict=True):
         ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
         if titles:
             ax.set_title(name)
