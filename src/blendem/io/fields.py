@@ -52,7 +52,7 @@ class ObservedField:
         image: Pixel values [unit], `(band, height, width)` float32; 0 where masked.
         variance: [unit^2], same shape, float32; inf where masked.
         psf: Effective PSF, sum 1, odd square, `(band, size, size)` float32; that of the middle
-            of the image where it varies.
+            of the image where it varies. On the pixels of the image, or finer ones.
         wcs: Celestial WCS, or None.
         magzero: `mag = magzero - 2.5 log10(flux)` (AB).
         unit: Unit of the pixels, as the file says it.
@@ -60,6 +60,7 @@ class ObservedField:
         catalog: Columns `id`, `x`, `y` [pixel, 0-based], `ra`, `dec` [deg] (NaN without
             WCS), `type` (`io.catalogs.TYPES`), `off`; None if sources are to be detected.
         psf_model: PSF that varies over the image; None: `psf` everywhere.
+        oversampling: Pixels of `psf` per pixel of the image, along an axis.
     """
 
     field: str
@@ -75,6 +76,7 @@ class ObservedField:
     catalog: Table | None
     correlation: Float[np.ndarray, "band lag lag"] | None = None
     psf_model: PSFExModel | None = None
+    oversampling: int = 1
 
 
 def read_observation(row: FieldRow) -> ObservedField:
@@ -106,7 +108,7 @@ def read_observation(row: FieldRow) -> ObservedField:
         problems += found
     else:
         psf = raw.psf.astype(np.float64)
-        problems += check_psf(psf, bands, raw.names["PSF"])
+        problems += check_psf(psf, bands, raw.names["PSF"], raw.oversampling)
     if raw.correlation is not None:
         problems += check_correlation(raw.correlation, bands, raw.names["NOISECORR"])
     catalog = None
@@ -143,6 +145,7 @@ def read_observation(row: FieldRow) -> ObservedField:
         catalog=catalog,
         correlation=None if raw.correlation is None else raw.correlation.astype(float),
         psf_model=psf_model,
+        oversampling=raw.oversampling,
     )
 
 
@@ -263,13 +266,14 @@ def write_field(
     catalog: Table | None = None,
     cards: dict[str, str | float | int] | None = None,
     correlation: Float[np.ndarray, "band lag lag"] | None = None,
+    oversampling: int = 1,
 ) -> None:
     """Write an observation that `read_observation` reads back.
 
     Args:
         path: FITS file; it appears only when complete.
-        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation: As in
-            `ObservedField`.
+        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation, oversampling: As
+            in `ObservedField`.
         mask: True where masked, besides pixels of infinite variance.
         cards: More cards for the primary header.
 
@@ -304,6 +308,9 @@ def write_field(
             fits.ImageHDU(np.asarray(psf, np.float32), name="PSF"),
         ]
     )
+    if oversampling != 1:
+        card = (int(oversampling), "pixels of the PSF image per pixel of SCI")
+        hdus["PSF"].header["PSF_SAMP"] = card
     if correlation is not None:
         hdus.append(
             fits.ImageHDU(np.asarray(correlation, np.float32), name="NOISECORR")
