@@ -24,7 +24,12 @@ from blendem.io.products import (
 from blendem.io.table import FieldRow
 from blendem.logs import configure_logging
 from blendem.measure.metrics import blendedness
-from blendem.measure.sources import photometry_columns, shape_columns, source_images
+from blendem.measure.sources import (
+    observed_bands,
+    photometry_columns,
+    shape_columns,
+    source_images,
+)
 from blendem.prior.gaussian import Basis
 from blendem.survey.extract import SourceFlag
 
@@ -151,12 +156,22 @@ def _measure(
     shape_draws = np.full((n, draws, stamp, stamp), np.nan, np.float32)
     center = np.full((n, 2), np.nan)
     moved = np.zeros(n, bool)
+    seen = np.zeros((n, n_bands), bool)
+    in_stack = [
+        observed_bands(
+            [o.variance for o in stack.observations],
+            [o.band_index for o in stack.observations],
+            n_bands,
+        )
+        for stack in data.stacks
+    ]
     for k in range(n):
         b, slot = data.sources["blend"][k], data.sources["slot"][k]
         stack, index = data.blends["stack"][b], data.blends["index"][b]
         if stack < 0 or not np.isfinite(post["mean"][k]).all():
             continue
         group = stats[f"stack_{stack}"]
+        seen[k] = in_stack[stack][index]
         scale[k] = group["scale"][index, slot]
         images = source_images(
             basis,
@@ -167,7 +182,8 @@ def _measure(
             reference,
         )
         mean[k], std[k], flux[:, k] = images.mean, images.std, images.flux
-        shape_draws[k] = images.reference
+        if seen[k, reference]:
+            shape_draws[k] = images.reference
         center[k] = (
             group["centers"][index, slot] + infer.centroid_sigma * post["shift"][k]
         )
@@ -183,12 +199,17 @@ def _measure(
         key: data.sources[key].copy() for key in ("id", "x", "y", "ra", "dec", "type")
     }
     columns["blend"] = data.blends["number"][data.sources["blend"]]
+    # Of a band without data the draws say what the prior expects, which is no measurement.
     columns |= photometry_columns(
-        flux, mean.sum((-2, -1), dtype=float), basis.bands, magzero
+        np.where(seen, flux, np.nan),
+        np.where(seen, mean.sum((-2, -1), dtype=float), np.nan),
+        basis.bands,
+        magzero,
     )
     shapes = shape_columns(shape_draws, is_star, pixel_scale)
     flags = data.sources["flags"].astype(int)
-    flags[shapes.pop("no_shape")] |= SourceFlag.NO_SHAPE
+    no_shape = shapes.pop("no_shape") | (~is_star & ~seen[:, reference])
+    flags[no_shape & np.isfinite(scale)] |= SourceFlag.NO_SHAPE
     flags[moved] |= SourceFlag.OFF_CENTER
     flags[np.isnan(scale) & (flags & SourceFlag.TOO_LARGE == 0)] |= SourceFlag.FAILED
     columns |= shapes

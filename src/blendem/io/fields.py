@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 from jaxtyping import Bool, Float
 
 from blendem.io.atomic import atomic_path
+from blendem.io.bands import ModelBands, compare_bands
 from blendem.io.catalogs import check_epochs, clean_catalog, read_catalog
 from blendem.io.checks import (
     check_catalog,
@@ -149,11 +150,17 @@ def read_observation(row: FieldRow) -> ObservedField:
     )
 
 
-def validate_fields(table: str | Path | Sequence[FieldRow]) -> None:
+def validate_fields(
+    table: str | Path | Sequence[FieldRow], model: ModelBands | None = None
+) -> list[str]:
     """Read every observation once and check it, and what must agree within a field.
 
     Args:
         table: Path of a table of fields, or its rows.
+        model: Bands that the observations are compared with; None: any will do.
+
+    Returns:
+        What is no problem but should be known, one line each.
 
     Raises:
         InputError: It lists the problems of all files.
@@ -163,14 +170,26 @@ def validate_fields(table: str | Path | Sequence[FieldRow]) -> None:
     fields = {}
     for row in rows:
         fields.setdefault(row.field, []).append(row)
-    problems = [p for group in fields.values() for p in _problems_of_field(group)]
+    problems, notes, observed = [], [], {}
+    for name, group in fields.items():
+        found, observed[name] = _check_field(group)
+        problems += found
+    # Bands of a file that cannot be read are not known.
+    complete = all(len(observed[name]) == len(fields[name]) for name in fields)
+    if model is not None and complete:
+        found, notes = compare_bands(observed, model)
+        problems += found
     if problems:
         where = f"{len(rows)} observations" if rows is table else str(table)
         raise input_error(where, problems)
+    return notes
 
 
-def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
-    problems, has_wcs, first = [], {}, None
+def _check_field(
+    rows: Sequence[FieldRow],
+) -> tuple[list[str], list[tuple[Path, tuple[str, ...]]]]:
+    """Problems of the observations of a field; file and bands of those without."""
+    problems, has_wcs, bands, first = [], {}, [], None
     for number, row in enumerate(rows):
         try:
             observed = read_observation(row)
@@ -178,6 +197,7 @@ def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
             problems.append(str(error))
             continue
         has_wcs[row.path] = observed.wcs is not None
+        bands.append((row.path, observed.bands))
         first = first or (observed if number == 0 else None)
     if first is not None and first.catalog is not None:
         name = f"{row.catalog or first.path} (field {row.field})"
@@ -188,7 +208,7 @@ def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
             f"{without} (field {row.field}): no WCS, but another observation of the field has"
             " one; give every observation of a field a WCS, or none"
         )
-    return problems
+    return problems, bands
 
 
 def _settle(
