@@ -487,3 +487,31 @@ def test_every_real_file_is_read(data_dir):
     assert sum(len(b.catalog) for b in blends) == 632
     masked = np.mean([np.isinf(b.variance).mean() for b in blends])
     assert 0.30 < masked < 0.42
+
+
+@pytest.mark.parametrize("kind", ["fits", "npz"])
+def test_psf_images_that_are_finer_than_the_image(observation, kind):
+    def make(samp):
+        if kind == "npz":
+            return observation.npz(psf_samp=samp)
+        return observation.fits(lambda h: h["PSF"].header.set("PSF_SAMP", samp))
+
+    for samp in (1, 3, 3.0):
+        assert read_observation(make(samp)).oversampling == samp
+    for samp in (2.5, 0.0, -2, "fine"):
+        with pytest.raises(InputError, match=rf"(?i)psf_samp.* is {samp}; .*whole"):
+            read_observation(make(samp))
+    # As PSFEx means it.
+    with pytest.raises(InputError, match=r"(?i)psf_samp.* is 0\.25; .*: 4, if"):
+        read_observation(make(0.25))
+
+
+def test_a_finer_psf_is_written_and_may_be_off_by_more_of_its_pixels(observation):
+    r = np.arange(15) - 7
+    psf = np.exp(-0.5 * (r[:, None] ** 2 + (r - 2) ** 2) / 2.0**2)
+    psf = np.stack([psf / psf.sum()] * 3)
+    observed = read_observation(observation.fits(psf=psf, oversampling=3))
+    assert observed.oversampling == 3
+    np.testing.assert_allclose(observed.psf, psf, rtol=1e-6)
+    with pytest.raises(InputError, match="off centre by"):
+        read_observation(observation.fits(psf=psf))

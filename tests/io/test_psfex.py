@@ -134,15 +134,3 @@ def test_all_problems_are_listed_at_once(row, parts):
         np.savez(good.path, **(dict(file) | {"images": image}))
     with pytest.raises(InputError, match="2 problems"):
         validate_fields([good])
-
-
-@pytest.mark.parametrize("kind", ["fits", "npz"])
-def test_psf_images_of_other_pixels_are_refused(observation, kind):
-    def make(samp):
-        if kind == "npz":
-            return observation.npz(psf_samp=samp)
-        return observation.fits(lambda h: h["PSF"].header.set("PSF_SAMP", samp))
-
-    read_observation(make(1.0))
-    with pytest.raises(InputError, match=r"(?i)psf_samp.* is 0\.25; .*column `psf`"):
-        read_observation(make(0.25))

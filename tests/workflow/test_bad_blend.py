@@ -13,7 +13,7 @@ from blendem.config import (
     SimulateConfig,
     StampsConfig,
 )
-from blendem.io.blends import read_blends
+from blendem.io.blends import read_blends, write_blends
 from blendem.io.products import read_h5, read_table, write_h5
 from blendem.io.table import FieldRow
 from blendem.survey.extract import SourceFlag
@@ -163,6 +163,52 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
     )
     evidence = np.isfinite(rows["log_evidence"][1:])
     assert (evidence == (prior == "basis.eqx")).all()
+
+
+def test_bands_without_data_are_not_measured(run, script):
+    """y is masked in the first blend and i, the reference, in the second."""
+    folder, rows, infer, blends = run
+    data = read_blends(folder / "blends.h5")
+    dark = {0: "y", 1: "i"}
+    for row, band in dark.items():
+        stack, index = int(data.blends["stack"][row]), int(data.blends["index"][row])
+        variance = data.stacks[stack].observations[0].variance
+        variance[index, "grizy".index(band)] = np.inf
+    write_blends(folder / "dark.h5", data)
+    names = [folder / f"dark_{name}.h5" for name in ("statistics", "posterior")]
+    script("compute_statistics").main(
+        folder / "dark.h5", folder / "basis.eqx", names[0], infer, blends, 1e9
+    )
+    script("sample_posterior").main(
+        folder / "dark.h5", names[0], folder / "basis.eqx", names[1], infer, 1, 1
+    )
+    script("measure").main(
+        rows,
+        folder / "dark.h5",
+        *names,
+        folder / "basis.eqx",
+        [folder / "dark" / "a.fits"],
+        [folder / "models" / "a.fits"],
+        [folder / "samples" / "a.h5"],
+        folder / "measured.h5",
+        infer,
+        blends,
+        {"METHOD": "test", "CONFIG": "0", "VERSION": "0"},
+    )
+    table = read_table(folder / "dark" / "a.fits")[0].to_pandas()
+    galaxy = table["type"] == "galaxy"
+    no_shape = table["flags"] & SourceFlag.NO_SHAPE > 0
+    for row in range(len(data.blends["field"])):
+        of = np.isin(np.arange(len(table)), data.members(row))
+        for band in "grizy":
+            for kind in ("flux", "flux_err", "flux_q16", "flux_q84", "snr"):
+                values = table.loc[of, f"{kind}_{band}"]
+                assert (values.isna() == (band == dark.get(row))).all(), (kind, band)
+            assert table.loc[of, f"mag_{band}"].isna().all() or band != dark.get(row)
+        if dark.get(row) == "i":
+            assert table.loc[of, ["size", "e1", "e2"]].isna().all(axis=None)
+            assert no_shape[of & galaxy].all() and (of & galaxy).any()
+    assert table.loc[galaxy & ~no_shape, "size"].notna().all()
 
 
 @pytest.mark.parametrize("prior", SAMPLED)

@@ -14,13 +14,26 @@ from blendem.survey.layout import tangent_wcs
 RHO = np.array([[0.1, 0.3, 0.1], [0.3, 1.0, 0.3], [0.1, 0.3, 0.1]])
 
 
-def write(
-    folder, name, *, width=1.5, magzero=27.0, center=(150.0, 2.0), correlation=None
-):
-    """A bright source in the middle of 81 pixels of 0.168 arcsec with correlated noise."""
-    r = np.arange(41) - 20
+def gaussian(width, oversampling=1):
+    """A PSF of 41 pixels."""
+    r = (np.arange(41 * oversampling) - 41 * oversampling // 2) / oversampling
     psf = np.exp(-0.5 * (r[:, None] ** 2 + r**2) / width**2)
-    psf /= psf.sum()
+    return psf / psf.sum()
+
+
+def write(
+    folder,
+    name,
+    *,
+    width=1.5,
+    magzero=27.0,
+    center=(150.0, 2.0),
+    correlation=None,
+    scale=0.168,
+    oversampling=1,
+):
+    """A bright source in the middle of 81 pixels with correlated noise."""
+    psf = gaussian(width)
     noise = draw_noise(RHO, (81, 81), np.random.default_rng(5))
     image = np.pad(3000 * psf, 20) + noise
     gain = 10 ** (0.4 * (magzero - 27.0))
@@ -29,11 +42,12 @@ def write(
         path,
         image=gain * image[None],
         variance=np.full((1, 81, 81), gain**2),
-        psf=psf[None],
+        psf=gaussian(width, oversampling)[None],
         bands=("g",),
         magzero=magzero,
-        wcs=tangent_wcs((81, 81), 0.168, center),
+        wcs=tangent_wcs((81, 81), scale, center),
         correlation=correlation,
+        oversampling=oversampling,
     )
     return FieldRow("f", name, path)
 
@@ -77,6 +91,29 @@ def test_an_observation_of_another_place(script, tmp_path, prior):  # noqa: F811
         extract(script, tmp_path, prior, rows)
     text = str(caught.value)
     assert "b.fits (field f)" in text and "a.fits" in text and "WCS" in text
+
+
+def test_a_finer_psf_is_carried_to_the_blend(script, tmp_path, prior):  # noqa: F811
+    """On pixels of the model the PSF is that of these, on larger ones it stays fine."""
+    rows = [
+        write(tmp_path, "a", oversampling=3),
+        write(tmp_path, "b", scale=0.336, width=0.6, oversampling=5),
+    ]
+    first, second = extract(script, tmp_path, prior, rows)
+    assert first.sampling.oversampling == 1 and first.same_grid
+    np.testing.assert_allclose(first.psf[0], gaussian(1.5), atol=1e-7)
+    assert second.sampling.oversampling == 5 and not second.same_grid
+    np.testing.assert_allclose(second.psf[0], gaussian(0.6, 5), atol=1e-7)
+
+
+def test_a_psf_image_that_is_too_coarse(script, tmp_path, prior):  # noqa: F811
+    """0.5 of its pixels of 0.336 arcsec; the model has pixels of 0.168."""
+    rows = [write(tmp_path, "a"), write(tmp_path, "b", scale=0.336, width=0.5)]
+    with pytest.raises(InputError) as caught:
+        extract(script, tmp_path, prior, rows)
+    text = str(caught.value)
+    for word in ("b.fits (field f)", "band g", "PSF_SAMP", "0.57", "too coarse"):
+        assert word in text
 
 
 def test_a_psf_that_is_sharper_than_the_model(script, tmp_path, prior):  # noqa: F811

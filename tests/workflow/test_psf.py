@@ -9,6 +9,7 @@ from tests.psfex import psf_at_x, write_psfex
 from tests.workflow.command import ROOT, snakemake
 
 from blendem.config import FrameConfig, SimulateConfig
+from blendem.io.bands import ModelBands
 from blendem.io.blends import read_blends
 from blendem.io.products import read_table
 from blendem.io.table import InputError
@@ -61,7 +62,11 @@ def test_the_plan_has_the_models_and_names_one_that_is_missing(command, tmp_path
 def test_a_bad_model_is_found_before_anything_runs(command, script, tmp_path):
     write_psfex(tmp_path / "z.psf", SHAPE, mask=np.nan)
     with pytest.raises(InputError, match=r"field a.*z\.psf \(band z\): holds NaN"):
-        script("check_inputs").main(str(tmp_path / "fields.tsv"), tmp_path / "c.json")
+        script("check_inputs").main(
+            str(tmp_path / "fields.tsv"),
+            tmp_path / "c.json",
+            ModelBands(tuple(BANDS), "frame.bands", (), "i"),
+        )
     assert not (tmp_path / "c.json").exists()
 
 

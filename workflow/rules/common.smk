@@ -67,8 +67,14 @@ try:
         check_files(ROWS)
     # Tier of a given prior, which decides whether a denoiser is trained.
     START_TIER = CONFIG.prior.start and read_header(CONFIG.prior.start)["tier"]
-    if CONFIG.prior.basis:
-        read_header(CONFIG.prior.basis)
+    # Bands of the model, and the setting that they come from.
+    if given := CONFIG.prior.start or CONFIG.prior.basis:
+        MODEL_BANDS = list(read_header(given)["bands"])
+        BANDS_FROM = f"prior.{'start' if CONFIG.prior.start else 'basis'}: {given}"
+    else:
+        MODEL_BANDS = BANDS
+        named = "frame.bands" if CONFIG.frame.bands else "simulate.instrument"
+        BANDS_FROM = named if CONFIG.frame.bands else f"{named}: {INSTRUMENT}"
     if CONFIG.em.laps and START_TIER == "latent":
         if "width" in read_header(CONFIG.prior.start)["network"]:
             raise ConfigError(

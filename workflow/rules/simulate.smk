@@ -5,6 +5,7 @@ rule check_inputs:
     input:
         code=modules(
             "io/fields",
+            "io/bands",
             "io/checks",
             "io/readers",
             "io/catalogs",
@@ -28,6 +29,12 @@ rule check_inputs:
         "../../envs/blendem.yaml"
     params:
         fields=CONFIG.fields,
+        bands={
+            "names": MODEL_BANDS,
+            "source": BANDS_FROM,
+            "asked": list(CONFIG.frame.bands or ()),
+            "reference": CONFIG.infer.reference_band,
+        },
     script:
         "../scripts/check_inputs.py"
 

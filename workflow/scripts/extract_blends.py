@@ -19,6 +19,7 @@ from blendem.logs import configure_logging
 from blendem.prior.gaussian import Basis
 from blendem.survey.detect import detect
 from blendem.survey.extract import (
+    SAME_PIXEL,
     Plane,
     SourceFlag,
     estimate_noise,
@@ -28,11 +29,16 @@ from blendem.survey.extract import (
     psf_widths,
 )
 from blendem.survey.instruments import INSTRUMENTS
+from blendem.survey.psf_model import at_pixels, nyquist_amplitude
 
 LOG = logging.getLogger(__name__)
 DEFAULT_SCALE = (
     0.168  # of an unknown instrument without WCS and frame.pixel_scale [arcsec]: HSC
 )
+# Transform of a PSF image at its Nyquist frequency above which it is refused. In the scene of
+# tests/survey/test_oversampled.py 0.08 (pixels of 0.04 arcsec) adds 0.01 to chi2 per pixel and
+# 0.28 (0.05 arcsec) adds 0.8, with peaks of 170 and 230 sigma.
+ALIASED = 0.2
 
 
 def main(
@@ -57,8 +63,8 @@ def main(
     # One size of PSF images of an instrument, since each would need a compilation of its own.
     psf_side = {}
     for o in itertools.chain.from_iterable(by_field.values()):
-        known = psf_side.get(o.instrument, 0)
-        psf_side[o.instrument] = max(o.psf.shape[-1], known)
+        kind = (o.instrument, o.oversampling)
+        psf_side[kind] = max(o.psf.shape[-1], psf_side.get(kind, 0))
     for name, observed in by_field.items():
         first = observed[0]
         planes = []
@@ -74,7 +80,7 @@ def main(
                 stamp=frame.stamp,
                 pixel_scale=frame.pixel_scale or scale,
             )
-            side = psf_side[o.instrument]
+            side = psf_side[o.instrument, o.oversampling]
             planes.append(_plane(o, basis, side, frame, first.magzero))
             if not overlaps(planes[0], planes[-1]):
                 raise InputError(
@@ -206,12 +212,14 @@ def _plane(
         observed.wcs,
         tuple(basis.bands.index(b) for b in observed.bands),
         _scale(observed, frame),
+        oversampling=observed.oversampling,
     )
 
 
 def _check_sharpness(observed: ObservedField, plane: Plane, basis: Basis) -> None:
-    """A model that is less sharp than an observation cannot be brought to its PSF."""
-    widths = psf_widths(observed.psf) * pixel_scale_of(plane.wcs, plane.pixel_scale)
+    """The model must be as sharp as an observation, and the PSF image as fine as both."""
+    scale = pixel_scale_of(plane.wcs, plane.pixel_scale)
+    widths = psf_widths(observed.psf) * scale / observed.oversampling
     width, band = min(zip(widths, observed.bands, strict=True))
     model = float(basis.psf_sigma * basis.pixel_scale)
     if model > width:
@@ -219,6 +227,18 @@ def _check_sharpness(observed: ObservedField, plane: Plane, basis: Basis) -> Non
             f"{observed.path} (field {observed.field}): the PSF of band {band} has a width of"
             f" {width:.3f} arcsec (sigma), less than that of the model, {model:.3f}; set"
             " frame.pixel_scale or frame.psf_sigma smaller and train a prior in that frame"
+        )
+    # On model pixels of the same size nothing finer can be said.
+    finer = float(basis.pixel_scale) < (1 - SAME_PIXEL) * scale
+    left, band = max(zip(nyquist_amplitude(observed.psf), observed.bands, strict=True))
+    if finer and left > ALIASED:
+        raise InputError(
+            f"{observed.path} (field {observed.field}): the PSF image of band {band} is too"
+            f" coarse for a model of {float(basis.pixel_scale):.3g} arcsec pixels: with"
+            f" {observed.oversampling} of its pixels per pixel of {scale:.3g} arcsec it has"
+            f" {left:.2f} of its transform left at its highest frequency (at most {ALIASED});"
+            " give a PSF image that is finer by a whole number, and this number as PSF_SAMP"
+            " (psf_samp)"
         )
 
 
@@ -253,7 +273,7 @@ def _detect(observed: ObservedField, config: DetectConfig):
     found = detect(
         observed.image,
         observed.variance,
-        observed.psf,
+        at_pixels(observed.psf, observed.oversampling),
         threshold=config.threshold,
         minarea=config.minarea,
     )

@@ -35,7 +35,7 @@ from blendem.measure.residuals import (
     score_residual,
 )
 from blendem.measure.sources import (
-    PHOTOMETRY,
+    observed_bands,
     photometry_columns,
     point_image,
     shape_columns,
@@ -94,11 +94,8 @@ def main(
         scale = float(stats[f"stack_{stack}"]["scale"][index, slot])
         for name, value in zip(("mean", "z"), fluxes, strict=True):
             post[name][..., k, :] = as_star(scale, value, len(basis.modes))
-    sources = _measure(data, basis, stats, post, infer) | {"curves": curves}
-    for k, (mean, _) in constant.items():
-        for band in np.array(basis.bands)[np.isnan(mean)]:
-            for name in PHOTOMETRY:
-                sources["columns"][f"{name}_{band}"][k] = np.nan
+    measured = {k: np.isfinite(mean) for k, (mean, _) in constant.items()}
+    sources = _measure(data, basis, stats, post, infer, measured) | {"curves": curves}
     rendered = _render(data, basis, sources, post, config.batch)
     instruments = {n: [r.instrument for r in rows if r.field == n] for n in data.fields}
     _finish_blends(data, sources, rendered, stats, post, instruments)
@@ -234,9 +231,17 @@ def _light_curves(
 
 
 def _measure(
-    data: BlendSet, basis: Basis, stats: dict, post: dict, infer: InferConfig
+    data: BlendSet,
+    basis: Basis,
+    stats: dict,
+    post: dict,
+    infer: InferConfig,
+    variable: dict[int, np.ndarray],
 ) -> dict:
-    """Images, fluxes and shapes of all sources of the chunk."""
+    """Images, fluxes and shapes of all sources of the chunk.
+
+    `variable` holds the bands in which each variable source has data while it shines.
+    """
     n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
     draws = post["z"].shape[0]
     reference = basis.bands.index(infer.reference_band)
@@ -247,12 +252,22 @@ def _measure(
     shape_draws = np.full((n, draws, stamp, stamp), np.nan, np.float32)
     center = np.full((n, 2), np.nan)
     moved = np.zeros(n, bool)
+    seen = np.zeros((n, n_bands), bool)
+    in_stack = [
+        observed_bands(
+            [o.variance for o in stack.observations],
+            [o.band_index for o in stack.observations],
+            n_bands,
+        )
+        for stack in data.stacks
+    ]
     for k in range(n):
         b, slot = data.sources["blend"][k], data.sources["slot"][k]
         stack, index = data.blends["stack"][b], data.blends["index"][b]
         if stack < 0 or not np.isfinite(post["mean"][k]).all():
             continue
         group = stats[f"stack_{stack}"]
+        seen[k] = in_stack[stack][index] & variable.get(k, True)
         scale[k] = group["scale"][index, slot]
         images = source_images(
             basis,
@@ -263,7 +278,8 @@ def _measure(
             reference,
         )
         mean[k], std[k], flux[:, k] = images.mean, images.std, images.flux
-        shape_draws[k] = images.reference
+        if seen[k, reference]:
+            shape_draws[k] = images.reference
         center[k] = (
             group["centers"][index, slot] + infer.centroid_sigma * post["shift"][k]
         )
@@ -279,12 +295,17 @@ def _measure(
         key: data.sources[key].copy() for key in ("id", "x", "y", "ra", "dec", "type")
     }
     columns["blend"] = data.blends["number"][data.sources["blend"]]
+    # Of a band without data the draws say what the prior expects, which is no measurement.
     columns |= photometry_columns(
-        flux, mean.sum((-2, -1), dtype=float), basis.bands, magzero
+        np.where(seen, flux, np.nan),
+        np.where(seen, mean.sum((-2, -1), dtype=float), np.nan),
+        basis.bands,
+        magzero,
     )
     shapes = shape_columns(shape_draws, is_star, pixel_scale)
     flags = data.sources["flags"].astype(int)
-    flags[shapes.pop("no_shape")] |= SourceFlag.NO_SHAPE
+    no_shape = shapes.pop("no_shape") | (~is_star & ~seen[:, reference])
+    flags[no_shape & np.isfinite(scale)] |= SourceFlag.NO_SHAPE
     flags[moved] |= SourceFlag.OFF_CENTER
     flags[np.isnan(scale) & (flags & SourceFlag.TOO_LARGE == 0)] |= SourceFlag.FAILED
     columns |= shapes

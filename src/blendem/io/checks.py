@@ -78,9 +78,15 @@ def check_pixels(
 
 
 def check_psf(
-    psf: Float[np.ndarray, "band height width"], bands: tuple[str, ...], name: str
+    psf: Float[np.ndarray, "band height width"],
+    bands: tuple[str, ...],
+    name: str,
+    oversampling: int = 1,
 ) -> Iterator[str]:
-    """Even sides, NaN, a sum that cannot be normalised, an image that is off centre."""
+    """Even sides, NaN, a sum that cannot be normalised, an image that is off centre.
+
+    `oversampling` is the number of pixels of `psf` per pixel of the observation.
+    """
     height, width = psf.shape[1:]
     if height % 2 == 0 or width % 2 == 0:
         yield (
@@ -97,10 +103,10 @@ def check_psf(
             yield f"{name}: sums to {total:.3g} in band {band}; it must be positive"
             continue
         dy, dx = centroid(plane)
-        if np.hypot(dy, dx) > PSF_OFFSET:
+        if np.hypot(dy, dx) > PSF_OFFSET * oversampling:
             yield (
                 f"{name}: off centre by (x, y) = ({dx:.2f}, {dy:.2f}) pixel in band {band}"
-                f" (at most {PSF_OFFSET}); shift it to the central pixel"
+                f" (at most {PSF_OFFSET * oversampling}); shift it to the central pixel"
                 f" ({width // 2}, {height // 2})"
             )
 

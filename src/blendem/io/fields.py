@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 from jaxtyping import Bool, Float
 
 from blendem.io.atomic import atomic_path
+from blendem.io.bands import ModelBands, compare_bands
 from blendem.io.catalogs import check_epochs, clean_catalog, read_catalog
 from blendem.io.checks import (
     check_catalog,
@@ -52,7 +53,7 @@ class ObservedField:
         image: Pixel values [unit], `(band, height, width)` float32; 0 where masked.
         variance: [unit^2], same shape, float32; inf where masked.
         psf: Effective PSF, sum 1, odd square, `(band, size, size)` float32; that of the middle
-            of the image where it varies.
+            of the image where it varies. On the pixels of the image, or finer ones.
         wcs: Celestial WCS, or None.
         magzero: `mag = magzero - 2.5 log10(flux)` (AB).
         unit: Unit of the pixels, as the file says it.
@@ -60,6 +61,7 @@ class ObservedField:
         catalog: Columns `id`, `x`, `y` [pixel, 0-based], `ra`, `dec` [deg] (NaN without
             WCS), `type` (`io.catalogs.TYPES`), `off`; None if sources are to be detected.
         psf_model: PSF that varies over the image; None: `psf` everywhere.
+        oversampling: Pixels of `psf` per pixel of the image, along an axis.
     """
 
     field: str
@@ -75,6 +77,7 @@ class ObservedField:
     catalog: Table | None
     correlation: Float[np.ndarray, "band lag lag"] | None = None
     psf_model: PSFExModel | None = None
+    oversampling: int = 1
 
 
 def read_observation(row: FieldRow) -> ObservedField:
@@ -106,7 +109,7 @@ def read_observation(row: FieldRow) -> ObservedField:
         problems += found
     else:
         psf = raw.psf.astype(np.float64)
-        problems += check_psf(psf, bands, raw.names["PSF"])
+        problems += check_psf(psf, bands, raw.names["PSF"], raw.oversampling)
     if raw.correlation is not None:
         problems += check_correlation(raw.correlation, bands, raw.names["NOISECORR"])
     catalog = None
@@ -143,14 +146,21 @@ def read_observation(row: FieldRow) -> ObservedField:
         catalog=catalog,
         correlation=None if raw.correlation is None else raw.correlation.astype(float),
         psf_model=psf_model,
+        oversampling=raw.oversampling,
     )
 
 
-def validate_fields(table: str | Path | Sequence[FieldRow]) -> None:
+def validate_fields(
+    table: str | Path | Sequence[FieldRow], model: ModelBands | None = None
+) -> list[str]:
     """Read every observation once and check it, and what must agree within a field.
 
     Args:
         table: Path of a table of fields, or its rows.
+        model: Bands that the observations are compared with; None: any will do.
+
+    Returns:
+        What is no problem but should be known, one line each.
 
     Raises:
         InputError: It lists the problems of all files.
@@ -160,14 +170,26 @@ def validate_fields(table: str | Path | Sequence[FieldRow]) -> None:
     fields = {}
     for row in rows:
         fields.setdefault(row.field, []).append(row)
-    problems = [p for group in fields.values() for p in _problems_of_field(group)]
+    problems, notes, observed = [], [], {}
+    for name, group in fields.items():
+        found, observed[name] = _check_field(group)
+        problems += found
+    # Bands of a file that cannot be read are not known.
+    complete = all(len(observed[name]) == len(fields[name]) for name in fields)
+    if model is not None and complete:
+        found, notes = compare_bands(observed, model)
+        problems += found
     if problems:
         where = f"{len(rows)} observations" if rows is table else str(table)
         raise input_error(where, problems)
+    return notes
 
 
-def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
-    problems, has_wcs, first = [], {}, None
+def _check_field(
+    rows: Sequence[FieldRow],
+) -> tuple[list[str], list[tuple[Path, tuple[str, ...]]]]:
+    """Problems of the observations of a field; file and bands of those without."""
+    problems, has_wcs, bands, first = [], {}, [], None
     for number, row in enumerate(rows):
         try:
             observed = read_observation(row)
@@ -175,6 +197,7 @@ def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
             problems.append(str(error))
             continue
         has_wcs[row.path] = observed.wcs is not None
+        bands.append((row.path, observed.bands))
         first = first or (observed if number == 0 else None)
     if first is not None and first.catalog is not None:
         name = f"{row.catalog or first.path} (field {row.field})"
@@ -185,7 +208,7 @@ def _problems_of_field(rows: Sequence[FieldRow]) -> list[str]:
             f"{without} (field {row.field}): no WCS, but another observation of the field has"
             " one; give every observation of a field a WCS, or none"
         )
-    return problems
+    return problems, bands
 
 
 def _settle(
@@ -263,13 +286,14 @@ def write_field(
     catalog: Table | None = None,
     cards: dict[str, str | float | int] | None = None,
     correlation: Float[np.ndarray, "band lag lag"] | None = None,
+    oversampling: int = 1,
 ) -> None:
     """Write an observation that `read_observation` reads back.
 
     Args:
         path: FITS file; it appears only when complete.
-        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation: As in
-            `ObservedField`.
+        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation, oversampling: As
+            in `ObservedField`.
         mask: True where masked, besides pixels of infinite variance.
         cards: More cards for the primary header.
 
@@ -304,6 +328,9 @@ def write_field(
             fits.ImageHDU(np.asarray(psf, np.float32), name="PSF"),
         ]
     )
+    if oversampling != 1:
+        card = (int(oversampling), "pixels of the PSF image per pixel of SCI")
+        hdus["PSF"].header["PSF_SAMP"] = card
     if correlation is not None:
         hdus.append(
             fits.ImageHDU(np.asarray(correlation, np.float32), name="NOISECORR")

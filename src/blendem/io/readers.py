@@ -33,6 +33,7 @@ class RawObservation:
         image, variance: `(band, height, width)`; variance is inf where weights are 0.
         masked: True where pixels are not used, same shape.
         psf: `(band, height, width)`; None if it was not asked for.
+        oversampling: Pixels of `psf` per pixel of the image, along an axis.
         correlation: Of the noise, `(band, lag, lag)`; None where the file has none.
         names: What the file calls `image`, `variance`, `mask`, `psf` and `catalog`.
         bands, magzero, unit, wcs, catalog: None (unit: empty) where the file is silent.
@@ -42,6 +43,7 @@ class RawObservation:
     variance: np.ndarray
     masked: np.ndarray
     psf: np.ndarray | None
+    oversampling: int
     correlation: np.ndarray | None
     names: dict[str, str]
     bands: tuple[str, ...] | None
@@ -90,10 +92,10 @@ def _read_fits(path: Path, with_psf: bool) -> RawObservation:
 
     sci, variance = image("SCI"), image("VAR")
     psf = image("PSF") if with_psf else None
+    oversampling = 1
     if with_psf:
-        _own_pixels(
-            path, "card PSF_SAMP of HDU PSF", found["PSF"].header.get("PSF_SAMP")
-        )
+        value = found["PSF"].header.get("PSF_SAMP", 1)
+        oversampling = _oversampling(path, "card PSF_SAMP of HDU PSF", value)
     # Cards of the primary header hold where SCI itself is silent.
     card = ChainMap(dict(found["SCI"].header), dict(hdus[0].header))
     if "MASK" in found:
@@ -115,6 +117,7 @@ def _read_fits(path: Path, with_psf: bool) -> RawObservation:
         variance=variance,
         masked=masked,
         psf=psf,
+        oversampling=oversampling,
         correlation=image("NOISECORR") if "NOISECORR" in found else None,
         names={
             k: f"HDU {k}" for k in ("SCI", "VAR", "MASK", "PSF", "NOISECORR", "CATALOG")
@@ -180,8 +183,10 @@ def _read_npz(path: Path, with_psf: bool) -> RawObservation:
         inside = _mask(path, "key `footprint`", data["footprint"], image.shape, None)
         masked |= ~inside
     psf = first("psfs", "psf") if with_psf else None
+    oversampling = 1
     if with_psf:
-        _own_pixels(path, "key `psf_samp`", data.get("psf_samp"))
+        value = data.get("psf_samp", 1)
+        oversampling = _oversampling(path, "key `psf_samp`", value)
     correlation = "noise_correlation"
     where = next((k for k in ("catalog", "peaks", "centers") if k in data), "catalog")
     bands = data.get("filters")
@@ -190,6 +195,7 @@ def _read_npz(path: Path, with_psf: bool) -> RawObservation:
         variance=variance,
         masked=masked,
         psf=_planes(data[psf]) if with_psf else None,
+        oversampling=oversampling,
         correlation=_planes(data[correlation]) if correlation in data else None,
         names={
             "SCI": "key `images`",
@@ -228,13 +234,27 @@ def _npz_catalog(path: Path, key: str, values: np.ndarray) -> Table:
     return catalog
 
 
-def _own_pixels(path: Path, name: str, value: object) -> None:
-    """Refuse a PSF image whose pixels say that they are not those of the observation."""
-    if value is not None and np.any(np.asarray(value) != 1):
-        raise InputError(
-            f"{path}: {name} is {value}; PSF images must have the pixels of the observation"
-            " (1): resample it, or give a model of PSFEx in column `psf`"
-        )
+def _oversampling(path: Path, name: str, value: object) -> int:
+    """Pixels of the PSF image per pixel of the observation, along an axis.
+
+    The card of that name in files of PSFEx is the inverse.
+    """
+    number = np.asarray(value)
+    plain = number.size == 1 and number.dtype.kind in "iuf"
+    number = float(number.ravel()[0]) if plain else np.nan
+    if number >= 1 and number == round(number):
+        return int(number)
+    inverse = 1 / number if number > 0 else np.nan
+    whole = inverse > 1.5 and abs(inverse - round(inverse)) < 1e-3 * inverse
+    hint = (
+        f" {round(inverse)}, if that is the side of one over the other,"
+        if whole
+        else ""
+    )
+    raise InputError(
+        f"{path}: {name} is {value}; give the number of pixels of the PSF image per pixel of"
+        f" the observation along an axis, a whole number from 1 on:{hint} or resample the PSF"
+    )
 
 
 def _number(path: Path, name: str, value: object) -> float | None:

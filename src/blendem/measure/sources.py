@@ -1,5 +1,6 @@
 """From posterior draws in the latent basis to numbers per source."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,6 @@ from blendem.measure.photometry import (
 )
 from blendem.measure.shapes import measure_shapes
 from blendem.prior.gaussian import Basis
-
-# Columns of `photometry_columns`, each with a band.
-PHOTOMETRY = ("flux", "flux_err", "flux_q16", "flux_q84", "mag", "mag_err", "snr")
 
 
 class SourceImages(NamedTuple):
@@ -83,6 +81,25 @@ def source_images(
         images.sum((-2, -1), dtype=np.float64),
         images[:, reference],
     )
+
+
+def observed_bands(
+    variances: Sequence[Float[np.ndarray, "blend _ height width"]],
+    band_index: Sequence[Sequence[int]],
+    n_bands: int,
+) -> Bool[np.ndarray, "blend band"]:
+    """Model bands of which a blend has any data.
+
+    Args:
+        variances: Of each observation; infinite where masked.
+        band_index: Model band of each plane of each observation.
+        n_bands: Number of model bands.
+    """
+    seen = np.zeros((len(variances[0]), n_bands), bool)
+    for variance, index in zip(variances, band_index, strict=True):
+        for plane, band in enumerate(index):
+            seen[:, band] |= np.isfinite(variance[:, plane]).any((-2, -1))
+    return seen
 
 
 def photometry_columns(

@@ -24,11 +24,12 @@ from blendem.survey.footprints import (
     group_footprints,
     reaches_beyond,
 )
-from blendem.survey.psf_model import PSFModel, psf_at
+from blendem.survey.psf_model import PSFModel, at_pixels, psf_at
 from blendem.survey.significance import detection_image
 
 # Scales that differ by less are the same: it moves the edge of 200 pixels by 0.004 pixel.
 SAME = 2e-5
+SAME_PIXEL = 0.01  # relative difference of pixels that are taken for the model's
 WINGS = 5  # pixels about what is detected that are not free of its light
 
 
@@ -56,6 +57,7 @@ class Plane(NamedTuple):
         band_index: Index of each plane among the model bands.
         pixel_scale: Side of a pixel [arcsec], used where there is no WCS.
         correlation: Of the noise, as in `Observation`.
+        oversampling: Pixels of `psf` per pixel of the image, along an axis.
     """
 
     # Observations differ in bands and size: no name of an axis binds two of them.
@@ -66,6 +68,12 @@ class Plane(NamedTuple):
     band_index: tuple[int, ...]
     pixel_scale: float
     correlation: Float[np.ndarray, "_ _ _"] | None = None
+    oversampling: int = 1
+
+    def central_psf(self) -> Float[np.ndarray, "_ _ _"]:
+        """PSF at the middle of the image, on its pixels: what detection sees."""
+        middle = (np.array(self.image.shape[1:]) - 1) / 2
+        return at_pixels(psf_at(self.psf, middle), self.oversampling)
 
 
 class CutBlend(NamedTuple):
@@ -91,7 +99,7 @@ class CutBlend(NamedTuple):
 def psf_widths(
     psf: Float[np.ndarray, "band size size"],
 ) -> Float[np.ndarray, " band"]:
-    """Sigma of the Gaussian with the same noise-equivalent area [pixel]."""
+    """Sigma of the Gaussian with the same noise-equivalent area [pixel of `psf`]."""
     return np.sqrt(1 / (4 * np.pi * np.sum(psf**2, axis=(1, 2))))
 
 
@@ -125,8 +133,9 @@ def estimate_noise(
     Raises:
         ValueError: If there are too few such pixels.
     """
-    psf = psf_at(plane.psf, (np.array(plane.image.shape[1:]) - 1) / 2)
-    bright = detection_image(plane.image, plane.variance, psf) > threshold
+    bright = (
+        detection_image(plane.image, plane.variance, plane.central_psf()) > threshold
+    )
     free = ~binary_dilation(bright, iterations=WINGS)
     found = []
     for image, variance in zip(plane.image, plane.variance, strict=True):
@@ -177,7 +186,7 @@ def extract_blends(
         shines: Planes in which variable stars shine, see `Blend`; None: nothing varies.
     """
     first = planes[0]
-    psf = psf_at(first.psf, (np.array(first.image.shape[1:]) - 1) / 2)
+    psf = first.central_psf()
     lit = None
     if group == "field":
         labels = np.ones(len(positions), int)
@@ -288,7 +297,7 @@ def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
     middle = np.array([0.5 * (y0 + y1 - 1), 0.5 * (x0 + x1 - 1)])
     scale = pixel_scale_of(first.wcs, first.pixel_scale)
     zoom = 1.0 if pixel_scale is None else scale / pixel_scale
-    if abs(zoom - 1) < 0.01:
+    if abs(zoom - 1) < SAME_PIXEL:
         zoom = 1.0
     observations = []
     for plane in planes:
@@ -322,17 +331,20 @@ def _cut(planes, box, bucket, positions, segmentation, label, pixel_scale):
         owner = np.zeros(at.shape[1:], int)
         owner[inside] = segmentation[at[0][inside], at[1][inside]]
         variance[:, (owner != 0) & (owner != label)] = np.inf
+        # A blend that this plane does not hold takes the PSF of its rim.
+        psf = psf_at(plane.psf, np.clip(center, 0, limit - 1))
         observations.append(
             pad_observation(
                 image,
                 variance,
-                # A blend that this plane does not hold takes the PSF of its rim.
-                psf_at(plane.psf, np.clip(center, 0, limit - 1)),
+                # Model pixels of the same size hold no more than the pixels do.
+                at_pixels(psf, plane.oversampling) if same else psf,
                 size=size,
                 jacobian=np.eye(2) if same else zoom * jacobian,
                 offset=zoom * (jacobian @ low + offset - np.array([y0, x0])),
                 band_index=plane.band_index,
                 same_grid=same,
+                oversampling=plane.oversampling,
                 correlation=plane.correlation,
             )
         )

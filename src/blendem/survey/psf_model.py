@@ -33,6 +33,35 @@ def psf_at(
     return psf if isinstance(psf, np.ndarray) else psf.at(position)
 
 
+def at_pixels(
+    psf: Float[np.ndarray, "band size size"], oversampling: int
+) -> Float[np.ndarray, "band _ _"]:
+    """A PSF on the pixels of its image, from one that is finer by `oversampling`.
+
+    An effective PSF holds the response of a pixel already: it is sampled, not binned, which
+    would count the pixel twice. For the same reason its samples keep their sum.
+    """
+    if oversampling == 1:
+        return psf
+    first = psf.shape[-1] // 2 % oversampling
+    picked = psf[:, first::oversampling, first::oversampling]
+    return picked / picked.sum(axis=(1, 2), keepdims=True)
+
+
+def nyquist_amplitude(
+    psf: Float[np.ndarray, "band size size"],
+) -> Float[np.ndarray, " band"]:
+    """Transform of PSF images of sum 1 at the highest frequency of an axis, the larger one.
+
+    What is left there was folded back by the sampling: the image is aliased.
+    """
+    sign = (-1.0) ** np.arange(psf.shape[-1])
+    return np.maximum(
+        np.abs(np.sum(psf * sign, axis=(1, 2))),
+        np.abs(np.sum(psf * sign[:, None], axis=(1, 2))),
+    )
+
+
 @dataclass(frozen=True)
 class PSFExModel:
     """Polynomials of PSFEx, one per band, drawn on the pixels of their image.
