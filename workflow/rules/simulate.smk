@@ -28,6 +28,8 @@ rule check_inputs:
         "../../envs/blendem.yaml"
     params:
         fields=CONFIG.fields,
+        redshift=CONFIG.dust and CONFIG.dust.redshift,
+        bands=BANDS if CONFIG.dust else [],
     script:
         "../scripts/check_inputs.py"
 
@@ -65,6 +67,7 @@ rule simulate_field:
             "survey/layout",
             "survey/truth",
             "survey/instruments",
+            *(["survey/dusty", "prior/dust"] if CONFIG.dust else []),
         ),
     output:
         field=f"{OUT}/fields/{{field}}.fits",
@@ -81,5 +84,6 @@ rule simulate_field:
         index=lambda wildcards: FIELDS.index(wildcards.field),
         simulate=CONFIG.simulate.model_dump(),
         frame=CONFIG.frame.model_dump(),
+        dust=CONFIG.dust and CONFIG.dust.model_dump(),
     script:
         "../scripts/simulate_field.py"

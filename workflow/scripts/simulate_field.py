@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from blendem.config import FrameConfig, SimulateConfig
+from blendem.config import DustConfig, FrameConfig, SimulateConfig
 from blendem.io.fields import write_field
 from blendem.io.products import write_h5
 from blendem.logs import configure_logging
 from blendem.rng import stage_rng
+from blendem.survey.dusty import dim_field
 from blendem.survey.instruments import INSTRUMENTS
 from blendem.survey.simulate import observe_again, simulate_field
 
@@ -20,6 +21,7 @@ def main(
     simulate: SimulateConfig,
     frame: FrameConfig,
     rng: np.random.Generator,
+    dust: DustConfig | None = None,
 ) -> None:
     """Simulate, write the field as every instrument sees it, and its truth."""
     field = simulate_field(
@@ -40,6 +42,12 @@ def main(
         model_scale=frame.pixel_scale,
         model_bands=frame.bands,
     )
+    maps = {}
+    if dust is not None:
+        (again,) = rng.spawn(1)
+        field, maps["dust"] = dim_field(
+            field, again, psf_sigma=frame.psf_sigma, aligned=dust.aligned
+        )
     write_h5(
         truth,
         {
@@ -47,7 +55,8 @@ def main(
             "model": field.model,
             "observed": field.observed,
             "corner": field.corner,
-        },
+        }
+        | maps,
         {"bands": list(frame.bands or field.bands), "magzero": field.magzero},
     )
     write_field(
@@ -86,4 +95,5 @@ if "snakemake" in globals():
         SimulateConfig(**params.simulate),
         FrameConfig(**params.frame),
         stage_rng(params.seed, "simulate_field", params.index),
+        params.dust and DustConfig(**params.dust),
     )

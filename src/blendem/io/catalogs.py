@@ -1,6 +1,7 @@
 """Catalogs of sources that users give: columns found, completed and made plain."""
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,10 @@ def read_catalog(path: Path) -> Table:
         ) from None
 
 
-def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
-    """Columns id, x, y, ra, dec and type of a catalog, whatever else it has.
+def clean_catalog(
+    catalog: Table, wcs: WCS | None, name: str, columns: Sequence[str] = ()
+) -> Table:
+    """Columns id, x, y, ra, dec and type of a catalog, and `columns` of numbers.
 
     Names are compared without case. Positions come from `x`, `y`, else from `ra`, `dec`
     and the WCS; the other pair is computed, NaN where there is no WCS. Sources without a
@@ -56,7 +59,7 @@ def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
     Raises:
         InputError: If a column is missing or of a wrong kind.
     """
-    columns = {column.lower(): column for column in catalog.colnames}
+    more, columns = columns, {column.lower(): column for column in catalog.colnames}
 
     def numbers(key: str) -> np.ndarray:
         column = catalog[columns[key]]
@@ -98,6 +101,13 @@ def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
         {"id": np.asarray(ids, np.int64), "x": x, "y": y, "ra": ra, "dec": dec}
     )
     clean["type"] = _types(catalog, columns.get("type"), name)
+    for key in more:
+        if key.lower() not in columns:
+            raise InputError(
+                f"{name}: lacks column {key}, which the settings of this run need; it has"
+                f" {catalog.colnames}: add it, or name another one"
+            )
+        clean[key] = numbers(key.lower())
     for key, unit in (("x", "pixel"), ("y", "pixel"), ("ra", "deg"), ("dec", "deg")):
         clean[key].unit = unit
     return clean

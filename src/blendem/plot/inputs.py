@@ -75,8 +75,8 @@ def band_names(catalog: pd.DataFrame) -> tuple[str, ...]:
     return tuple(c.removeprefix("snr_") for c in catalog if c.startswith("snr_"))
 
 
-def read_field(catalog: Path, models: Path) -> FieldImages:
-    """Read `catalog/<field>.fits` and `models/<field>.fits`.
+def read_field(catalog: Path, models: Path, stamps: str = "MODEL") -> FieldImages:
+    """Read `catalog/<field>.fits` and `models/<field>.fits`; `stamps` begins their HDUs' names.
 
     Raises:
         InputError: If a file is missing or damaged.
@@ -95,8 +95,8 @@ def read_field(catalog: Path, models: Path) -> FieldImages:
         image=np.nan_to_num(arrays["SCI"]),
         model=np.nan_to_num(arrays["MODEL"]),
         variance=arrays.get("VAR", np.ones_like(arrays["SCI"])),
-        stamps=arrays["MODEL_MEAN"],
-        stds=arrays["MODEL_STD"],
+        stamps=arrays[f"{stamps}_MEAN"],
+        stds=arrays[f"{stamps}_STD"],
         pixel_scale=scale,
         unit=str(header.get("BUNIT", "")).strip(),
     )
