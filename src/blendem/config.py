@@ -504,7 +504,8 @@ class DustConfig(Section):
     """
 
     redshift: Text = Field(
-        "redshift", description="column of the catalogs with the redshifts of the galaxies"
+        "redshift",
+        description="column of the catalogs with the redshifts of the galaxies",
     )
     modes: PositiveInt = Field(48, description="principal modes of galaxies")
     dust_modes: PositiveInt = Field(20, description="principal modes of maps of A_V")

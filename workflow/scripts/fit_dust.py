@@ -17,7 +17,6 @@ from blendem.survey.dusty import fit_priors
 from blendem.survey.instruments import INSTRUMENTS
 
 LOG = logging.getLogger(__name__)
-SPANNED = 3  # stamps that stand for the training set, over the rank of the compression
 
 
 def main(
@@ -53,7 +52,7 @@ def main(
     LOG.info("priors of galaxies and dust: %s", card)
     write_prior(galaxy, priors[0], card)
     write_dust_prior(dust, priors[1], card)
-    few = spanning(taught.dimmed / unit_flux(eye.magzero), SPANNED * config.rank)
+    few = spanning(taught.dimmed / unit_flux(eye.magzero), config.rank)
     write_h5(span, {"stamps": few.astype(np.float32)}, {"bands": list(eye.bands)})
 
 

@@ -64,8 +64,7 @@ def main(
         save(figure, output, config.dpi)
 
 
-def choose(
-    fields: list[FieldImages], n: int, band: str) -> list[tuple[int, int]]:
+def choose(fields: list[FieldImages], n: int, band: str) -> list[tuple[int, int]]:
     """Field and row of bright galaxies, from little to much dust; half of them blended."""
     parts = [
         field.catalog.assign(path=i, row=np.arange(len(field.catalog)))
@@ -127,7 +126,9 @@ def draw_calibration(figure, scores, bands, band, n_samples) -> None:
     names = quantity_names(bands)
     for ax, which in ((left, names[:-1]), (middle, names[-1:])):
         for name, hue in zip(which, plot.COLORS, strict=False):
-            levels = rank_level(good[f"{name}_rank"].dropna().to_numpy(float), n_samples)
+            levels = rank_level(
+                good[f"{name}_rank"].dropna().to_numpy(float), n_samples
+            )
             found = coverage_fraction(levels[None] <= LEVELS[:, None])
             label = "$A_V$" if name == ATTENUATION else name.removeprefix("flux_")
             plot.plot_coverage(ax, LEVELS, *found, label=label, color=hue)

@@ -23,15 +23,15 @@ class DustBlend(NamedTuple):
     """
 
     likelihood: DustLikelihood
-    galaxies: Bool[np.ndarray, " source"]
+    galaxies: Bool[np.ndarray, " member"]
     n_data: int
 
 
 def dust_blend(
     blend: Blend,
     span: Float[np.ndarray, "n band stamp stamp"],
-    law: Float[np.ndarray, "source band"],
-    tilt: Float[np.ndarray, "source band"],
+    law: Float[np.ndarray, "member band"],
+    tilt: Float[np.ndarray, "member band"],
     scale: float,
     *,
     psf_sigma: float,

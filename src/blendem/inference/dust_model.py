@@ -6,6 +6,7 @@ by the observation (Tegmark, Taylor & Heavens 1997, ApJ 480, 22). The likelihood
 data is exact, whatever was left out.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -23,6 +24,7 @@ from blendem.prior.mixture import MixturePrior
 from blendem.renderer import Renderer
 
 AT_ONCE = 32  # images rendered at once
+SPANNED = 3  # stamps that stand for all examples, over the rank of the compression
 
 
 class DustModel(eqx.Module):
@@ -186,11 +188,11 @@ def compress(
 
 
 def spanning(
-    examples: Float[np.ndarray, "n band stamp stamp"], number: int
-) -> Float[np.ndarray, "number band stamp stamp"]:
-    """A few stamps with the second moments of many, band by band: `number` directions."""
+    examples: Float[np.ndarray, "n band stamp stamp"], rank: int
+) -> Float[np.ndarray, "few band stamp stamp"]:
+    """A few stamps with the second moments of many, band by band: enough for a rank."""
     n, bands, side, _ = examples.shape
-    number = min(number, n, side * side)
+    number = min(SPANNED * rank, n, side * side)
     out = np.zeros((number, bands, side * side))
     for b in range(bands):
         flat = np.asarray(examples[:, b], float).reshape(n, -1)
@@ -255,33 +257,38 @@ def linearise(
     model: DustModel, likelihood: DustLikelihood, e: Float[Array, "source latent"]
 ) -> tuple[Float[Array, " datum"], Float[Array, "unknown datum"]]:
     """Prediction of the data and its exact Jacobian, transposed; `unknown = source x latent`."""
-    total, jacobian = 0.0, []
-    for k, one in enumerate(e):
-        field, a = model._field(one), model.attenuation(one)
-        tilt, scale = likelihood.tilt[k], likelihood.scale[k]
-        law = likelihood.law[k] * jnp.exp(model.slope_sd * one[-1] * tilt)
-        through = jnp.exp(-MAGNITUDE * law[:, None] * a[None])
-        image = scale * model.intrinsic(one) * through
-        dimming = -MAGNITUDE * law[:, None] * image
-        slope = jax.nn.sigmoid(field) if model.link == "softplus" else jnp.ones_like(a)
-        dust_modes = model.dust_modes * slope[None]
-        predicted, columns = [], []
-        # Band after band: one large product of matrices each.
-        for b, operator in enumerate(likelihood.operator[k]):
-            stamps = jnp.concatenate(
-                [
-                    image[b][None],
-                    scale * through[b][None] * model.galaxy_modes[:, b],
-                    dimming[b][None] * dust_modes,
-                    (dimming[b] * a * (tilt[b] * model.slope_sd))[None],
-                ]
-            )
-            seen = stamps @ operator.T
-            predicted.append(seen[0])
-            columns.append(seen[1:])
-        total = total + jnp.concatenate(predicted)
-        jacobian.append(jnp.concatenate(columns, axis=1))
-    slopes = jnp.concatenate(jacobian)
+    seen, slopes = jax.vmap(partial(_linearise_source, model))(
+        e,
+        likelihood.operator,
+        likelihood.scale,
+        likelihood.law,
+        likelihood.tilt,
+    )
+    total, slopes = jnp.sum(seen, axis=0), slopes.reshape(-1, seen.shape[1])
     if likelihood.whiten is not None:
         total, slopes = likelihood.whiten @ total, slopes @ likelihood.whiten.T
     return total, slopes
+
+
+def _linearise_source(model, e, operator, scale, law, tilt):
+    """Prediction of one source, and its Jacobian, transposed."""
+    field, a = model._field(e), model.attenuation(e)
+    law = law * jnp.exp(model.slope_sd * e[-1] * tilt)
+    through = jnp.exp(-MAGNITUDE * law[:, None] * a[None])
+    image = scale * model.intrinsic(e) * through
+    dimming = -MAGNITUDE * law[:, None] * image
+    slope = jax.nn.sigmoid(field) if model.link == "softplus" else jnp.ones_like(a)
+    dust_modes, seen = model.dust_modes * slope[None], []
+    # Band after band: one large product of matrices each.
+    for b, camera in enumerate(operator):
+        stamps = jnp.concatenate(
+            [
+                image[b][None],
+                scale * through[b][None] * model.galaxy_modes[:, b],
+                dimming[b][None] * dust_modes,
+                (dimming[b] * a * (tilt[b] * model.slope_sd))[None],
+            ]
+        )
+        seen.append(stamps @ camera.T)
+    seen = jnp.concatenate(seen, axis=1)
+    return seen[0], seen[1:]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from blendem.io.fields import ObservedField, read_observation
 from blendem.io.h5 import read_h5, write_h5
@@ -56,9 +55,7 @@ def read_dusty(row: FieldRow, column: str, bands: Sequence[str]) -> ObservedFiel
     return observed
 
 
-def check_dusty(
-    rows: Sequence[FieldRow], column: str, bands: Sequence[str]
-) -> None:
+def check_dusty(rows: Sequence[FieldRow], column: str, bands: Sequence[str]) -> None:
     """Check what galaxies behind dust need of all observations.
 
     Raises:
@@ -115,8 +112,5 @@ def read_dusty_stamps(paths: Sequence[str | Path]) -> DustyGalaxies:
         InputError: If a file is missing or damaged.
     """
     parts = [read_h5(path, only=DustyGalaxies._fields)[0] for path in paths]
-    joined: dict[str, Float[np.ndarray, "..."]] = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in DustyGalaxies._fields
-    }
-    return DustyGalaxies(**joined)
+    names = DustyGalaxies._fields
+    return DustyGalaxies(*(np.concatenate([p[name] for p in parts]) for name in names))

@@ -63,9 +63,7 @@ def dusty_quantities(
     galaxy = np.asarray(galaxy, float).reshape(*galaxy.shape[:2], -1)
     dust = np.asarray(dust, float).reshape(len(dust), -1)
     light = galaxy[:, reference]
-    return np.column_stack(
-        [galaxy.sum(-1), (light * dust).sum(-1) / light.sum(-1)]
-    )
+    return np.column_stack([galaxy.sum(-1), (light * dust).sum(-1) / light.sum(-1)])
 
 
 def dusty_source(

@@ -12,6 +12,7 @@ from matplotlib.image import AxesImage
 from blendem.plot.pictures import plot_pull, plot_scale_bar
 from blendem.plot.style import BLUE, ORANGE, SEQUENTIAL, Panels
 
+
 def plot_dust_row(
     axes: Panels,
     observed_rgb: np.ndarray,
@@ -100,7 +101,9 @@ def plot_attenuation(
                 color=color, alpha=0.7, label=label if marked.any() else None,
             )
         )  # fmt: skip
-    ax.set(xlabel="true $A_V$ [mag]", ylabel="$A_V$ [mag]", xlim=(0, top), ylim=(0, top))
+    ax.set(
+        xlabel="true $A_V$ [mag]", ylabel="$A_V$ [mag]", xlim=(0, top), ylim=(0, top)
+    )
     ax.set_box_aspect(1)
     if marked.any():
         ax.legend(loc="upper left")
