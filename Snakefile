@@ -18,11 +18,21 @@ include: "workflow/rules/em.smk"
 include: "workflow/rules/infer.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/dust.smk"
+
+
+# What a run makes: with galaxies behind dust, their products instead of the others.
+if CONFIG.dust:
+    GOALS = DUST_PRODUCTS
+else:
+    GOALS = [
+        *expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
+        f"{OUT}/summary.json",
+        f"{OUT}/report.html",
+    ]
 
 
 rule all:
     default_target: True
     input:
-        catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
-        summary=f"{OUT}/summary.json",
-        report=f"{OUT}/report.html",
+        GOALS,

@@ -7,8 +7,9 @@ of each galaxy and its dust, before and after Metropolis steps with the exact li
 writes `results/multi/dust.json`, records with `name`, `value`, `unit`, `n`, `expected` and
 `command`, and `results/multi/dust.png`.
 
-*A_V of a galaxy* is the mean of the map weighted with the intrinsic i-band light of the galaxy,
-`sum_p x_i(p) A(p) / sum_p x_i(p)`. Truth and draws go through the same function.
+*A_V of a galaxy* is that of `measure.dusty`, weighted with the intrinsic i-band light. The workflow
+(`config/dust.yaml`) fits fields and blends with the same functions; here every galaxy is alone at
+a known place, so that only priors and sampler are tested.
 """
 
 import argparse
@@ -24,94 +25,78 @@ import numpy as np
 from matplotlib import pyplot as plt
 from records import Report
 
+from blendem.config import DustConfig
 from blendem.inference.dust import DustSettings, correct, sample
-from blendem.inference.dust_model import MAGNITUDE, DustLikelihood, DustModel, compress
+from blendem.inference.dust_model import (
+    DustLikelihood,
+    DustModel,
+    compress,
+    see,
+    spanning,
+)
 from blendem.measure.calibration import coverage, coverage_fraction
+from blendem.measure.dusty import dusty_quantities, dusty_source, quantity_names
 from blendem.observation import Observation
+from blendem.plot.dust import plot_dust_row
 from blendem.plot.pictures import lupton
-from blendem.plot.style import DIVERGING, SEQUENTIAL, STYLE, TWO_COLUMNS
+from blendem.plot.style import STYLE, TWO_COLUMNS
 from blendem.precision import single_precision
-from blendem.prior.dust import calzetti, draw_dust_maps, fit_dust_prior, fit_latent
-from blendem.prior.pca import Metric, fit_basis
-from blendem.renderer import Renderer
+from blendem.prior.dust import unit_flux
 from blendem.rng import stage_key
-from blendem.survey.instruments import INSTRUMENTS, MAGZERO, effective_psf
-from blendem.survey.population import draw_galaxies
-from blendem.survey.sed import wavelengths
-from blendem.survey.simulate import draw_stamps
+from blendem.survey.dusty import DustyGalaxies, draw_dusty_galaxies, fit_priors
+from blendem.survey.instruments import INSTRUMENTS, effective_psf
 
 COMMAND = f"python {' '.join(sys.argv)}"
 SEED = 20240611
 INSTRUMENT = INSTRUMENTS["hsc_wide"]
 BANDS = INSTRUMENT.bands
-REFERENCE = BANDS.index("i")
+REFERENCE = INSTRUMENT.index("i")
 SIGMA = np.array(INSTRUMENT.sky_sigma)
 STAMP, BORDER, PSF_SIGMA = 27, 4, 0.7
 MAGNITUDES = (21.0, 23.0)  # of the galaxies without their dust [AB, i]
-# One amplitude for all: that of a catalog would come from dimmed pixels, and the prior
-# of A_V would enter twice. Number counts are in the prior of galaxies.
-SCALE = 10 ** (-0.4 * (22.0 - MAGZERO))
-GALAXY_MODES, DUST_MODES, COMPONENTS, SHRINK = 48, 20, 16, 30.0
-RANK = 40  # numbers per band that the data are compressed to
+SCALE = unit_flux(INSTRUMENT.magzero)
+CONFIG = DustConfig()  # the defaults of a run
 GOAL = (0.60, 0.76)
+SHOWN_OF = 40  # galaxies that the figure chooses from
 
 
-class Sky(NamedTuple):
-    """Simulated galaxies: intrinsic stamps [`SCALE`], maps of A_V, law of every galaxy."""
-
-    galaxy: np.ndarray
-    dust: np.ndarray
-    law: np.ndarray
-    tilt: np.ndarray
-
-    @property
-    def dimmed(self) -> np.ndarray:
-        """Attenuated stamps [flux unit]."""
-        depth = MAGNITUDE * self.law[:, :, None, None] * self.dust[:, None]
-        return SCALE * self.galaxy * np.exp(-depth)
-
-
-def simulate(n: int, rng: np.random.Generator, aligned: bool = False) -> Sky:
+def simulate(n: int, rng: np.random.Generator, aligned: bool = False) -> DustyGalaxies:
     """Galaxies with the dust of other ones of the population, or `aligned` with their own."""
-    table = draw_galaxies(n, rng, mag_bright=MAGNITUDES[0], mag_limit=MAGNITUDES[1])
-    stamps = draw_stamps(table, INSTRUMENT, stamp=STAMP, psf_sigma=PSF_SIGMA)
-    other = np.arange(n) if aligned else rng.permutation(n)
-    shape = (table[c].to_numpy()[other] for c in ("hlr_disk", "q_disk", "beta"))
-    dust = draw_dust_maps(
-        *shape,
+    return draw_dusty_galaxies(
+        n,
         rng,
+        INSTRUMENT,
         stamp=STAMP,
-        pixel_scale=INSTRUMENT.pixel_scale,
         psf_sigma=PSF_SIGMA,
+        mag_bright=MAGNITUDES[0],
+        mag_limit=MAGNITUDES[1],
+        aligned=aligned,
     )
-    wave = np.array([wavelengths()[b] for b in BANDS])
-    law = np.array([calzetti(wave, z) for z in table["z"]])
-    tilt = np.log(wave / (1 + table["z"].to_numpy()[:, None]) / 550)
-    return Sky((stamps / SCALE).astype(np.float32), dust, law, tilt)
 
 
-def train(sky: Sky, rng: np.random.Generator, link: str, slope_sd: float) -> DustModel:
+def train(sky: DustyGalaxies, rng: np.random.Generator, link: str) -> DustModel:
     """Both priors."""
-    flux = sky.galaxy[:, REFERENCE].sum((-2, -1))
-    width = min(INSTRUMENT.psf_fwhm) / INSTRUMENT.pixel_scale / 2.355
-    metric = Metric(np.sqrt(width**2 - PSF_SIGMA**2), 1 / SIGMA, flux**-1.25)
-    known = dict(pixel_scale=INSTRUMENT.pixel_scale, psf_sigma=PSF_SIGMA, rng=rng)
-    basis = fit_basis(sky.galaxy, GALAXY_MODES, bands=BANDS, metric=metric, **known)
-    galaxy = fit_latent(basis, sky.galaxy, COMPONENTS, 20, SHRINK)
-    light = sky.galaxy[:, REFERENCE].mean(axis=0)
-    dust = fit_dust_prior(
-        sky.dust, light, DUST_MODES, link=link, components=COMPONENTS, **known
+    priors = fit_priors(
+        sky,
+        INSTRUMENT,
+        reference=REFERENCE,
+        modes=CONFIG.modes,
+        dust_modes=CONFIG.dust_modes,
+        components=CONFIG.components,
+        shrink=CONFIG.shrink,
+        link=link,
+        psf_sigma=PSF_SIGMA,
+        rng=rng,
     )
-    return DustModel.of(galaxy, dust, slope_sd)
+    return DustModel.of(*priors)
 
 
 def observe(stamps: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """Images of stamps over the noise sigma, `(n, band, side, side)`; None: without noise."""
     observation, center = template()
-    renderer = Renderer.of(observation, STAMP, jnp.asarray(PSF_SIGMA))
-    one = jax.jit(lambda x: renderer.render_stamps(x, jnp.asarray(center[0])))
-    images = np.array([one(jnp.asarray(x, jnp.float32)) for x in stamps])
-    images = images / SIGMA[:, None, None]
+    side = observation.image.shape[-1]
+    images = see(observation, center[0], stamps, PSF_SIGMA)
+    images = images.reshape(len(stamps), len(BANDS), side, side)
     return images if rng is None else images + rng.standard_normal(images.shape)
 
 
@@ -133,16 +118,6 @@ def template() -> tuple[Observation, np.ndarray]:
     return observation, np.full((1, 2), STAMP // 2, float)
 
 
-def quantities(galaxy: np.ndarray, dust: np.ndarray) -> np.ndarray:
-    """Intrinsic flux in every band, then A_V: `(n, band + 1)`."""
-    galaxy = np.asarray(galaxy, float).reshape(*galaxy.shape[:-2], -1)
-    galaxy = galaxy.reshape(len(galaxy), len(BANDS), -1)
-    dust = np.asarray(dust, float).reshape(len(dust), -1)
-    flux, light = galaxy.sum(-1), galaxy[:, REFERENCE]
-    mean = (light * dust).sum(-1) / light.sum(-1)
-    return np.column_stack([SCALE * flux, mean])
-
-
 class Fits(NamedTuple):
     """Quantities of the draws of every galaxy before and after correction, and diagnostics."""
 
@@ -154,42 +129,31 @@ class Fits(NamedTuple):
     seconds: float
 
 
-def fit(model: DustModel, sky: Sky, operator, data, settings, draws, steps, stage):
+def fit(model, sky, operator, data, settings, draws, steps, stage):
     """Draw for one galaxy after the other."""
-    model, linear, exact, acceptance, chi2, first = (
-        single_precision(model),
-        [],
-        [],
-        [],
-        [],
-        [],
-    )
-
-    def measure(e):
-        e = jnp.asarray(e)[:, 0]
-        x, a = np.asarray(model.intrinsic(e)), np.asarray(model.attenuation(e))
-        return quantities(x, a)
-
+    model = single_precision(model)
+    linear, exact, acceptance, chi2, first = [], [], [], [], []
     begin = time.perf_counter()
     for k, y in enumerate(data):
+        law, tilt = sky.law[k], sky.tilt[k]
         like = single_precision(
-            DustLikelihood(
-                operator, y, np.array([SCALE]), sky.law[k][None], sky.tilt[k][None]
-            )
+            DustLikelihood(operator, y, np.array([SCALE]), law[None], tilt[None])
         )
         one, two = jax.random.split(stage_key(SEED, stage, k))
         made = sample(model, like, draws, settings, key=one)
         e, after, accepted = correct(model, like, made.e, steps, key=two)
-        linear.append(measure(made.e))
-        exact.append(measure(e))
+        known = (law, tilt, SCALE, REFERENCE)
+        linear.append(dusty_source(model, made.e[:, 0], *known).values)
+        found = dusty_source(model, np.asarray(e)[:, 0], *known)
+        exact.append(found.values)
         acceptance.append(accepted.mean())
         chi2.append(float(after.mean()))
-        first.append(np.asarray(e)[:, 0] if k < 40 else None)
+        first.append(found if k < SHOWN_OF else None)
     seconds = (time.perf_counter() - begin) / len(data)
     return Fits(*map(np.array, (linear, exact, acceptance, chi2)), first, seconds)
 
 
-NAMES = (*(f"flux_{b}" for b in BANDS), "A_V")
+NAMES = quantity_names(BANDS)
 
 
 def report(out: Report, label: str, truth: np.ndarray, fits: Fits, goal: bool) -> None:
@@ -233,75 +197,54 @@ def report(out: Report, label: str, truth: np.ndarray, fits: Fits, goal: bool) -
         out.say(what.format("mean shift"), np.mean(shift[:, b]), "sd", n)
         out.say(what.format("median ratio of widths"), np.median(width[:, b]), n=n)
     out.say(f"{label}: accepted Metropolis steps", fits.acceptance.mean(), n=n)
-    per = fits.chi2 / (RANK * len(BANDS))
+    per = fits.chi2 / (CONFIG.rank * len(BANDS))
     out.say(f"{label}: median chi2 of a draw per datum", np.median(per), n=n)
     out.say(f"{label}: time per galaxy", fits.seconds, "s", n)
 
 
-def draw_figure(path: Path, model, sky, images, fits, truth, rows) -> None:
+def draw_figure(path: Path, sky, images, fits, rows) -> None:
     """One galaxy per row."""
-    extent = np.array([-0.5, STAMP - 0.5] * 2)
     crop = slice(BORDER, BORDER + STAMP)
-    titles = (
-        "intrinsic, truth",
-        "observed",
-        "intrinsic, mean",
-        "$A_V$, truth [mag]",
-        "$A_V$, mean [mag]",
-        "$A_V$, sd [mag]",
-        "residual / $\\sigma$, i",
-    )
+    unit = SIGMA[:, None, None]
     matplotlib.use("Agg")
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | {"axes.titlesize": 7}):
         fig, axes = plt.subplots(
-            len(rows), 7, figsize=(TWO_COLUMNS, 0.92 * len(rows) + 0.3), squeeze=False
+            len(rows), 8, figsize=(TWO_COLUMNS, 0.92 * len(rows) + 0.3), squeeze=False
         )
-        for ax, title in zip(axes[0], titles, strict=True):
-            ax.set_title(title, fontsize=7)
         for line, k in zip(axes, rows, strict=True):
-            e = jnp.asarray(fits.first[k])
-            x = np.asarray(model.intrinsic(e)).reshape(len(e), len(BANDS), STAMP, STAMP)
-            a = np.asarray(model.attenuation(e)).reshape(len(e), STAMP, STAMP)
-            depth = MAGNITUDE * sky.law[k][None, :, None, None] * a[:, None]
-            fitted = observe((SCALE * x * np.exp(-depth)).mean(0)[None], None)[0]
-            pull = (images[k] - fitted)[REFERENCE, crop, crop]
-            observed = images[k][:, crop, crop] * SIGMA[:, None, None] / SCALE
+            found, seen = fits.first[k], images[k][:, crop, crop]
+            fitted = observe(found.dimmed[None], None)[0][:, crop, crop]
             stretch = float(np.quantile(sky.galaxy[k].mean(0), 0.95))
-            for ax, image in zip(
-                line[:3], (sky.galaxy[k], observed, x.mean(0)), strict=True
-            ):
-                ax.imshow(
-                    lupton(image, BANDS, rgb=("i", "r", "g"), stretch=stretch),
-                    extent=extent,
-                )
-            top = float(max(sky.dust[k].max(), a.mean(0).max()))
-            for ax, image, high in (
-                (line[3], sky.dust[k], top),
-                (line[4], a.mean(0), top),
-                (line[5], a.std(0), float(a.std(0).max())),
-            ):
-                shown = ax.imshow(
-                    image, vmin=0, vmax=high, cmap=SEQUENTIAL, extent=extent
-                )
-                fig.colorbar(shown, ax=ax, shrink=0.8, pad=0.02).ax.tick_params(
-                    labelsize=5
-                )
-            shown = line[6].imshow(pull, vmin=-5, vmax=5, cmap=DIVERGING, extent=extent)
-            fig.colorbar(shown, ax=line[6], shrink=0.8, pad=0.02).ax.tick_params(
-                labelsize=5
+
+            def picture(image, stretch=stretch):
+                return lupton(image, BANDS, rgb=("i", "r", "g"), stretch=stretch)
+
+            plot_dust_row(
+                line,
+                picture(seen * unit),
+                picture(fitted * unit),
+                (seen - fitted)[REFERENCE],
+                picture(found.mean),
+                found.dust_mean,
+                found.dust_std,
+                truth_rgb=picture(sky.galaxy[k]),
+                truth=sky.dust[k],
+                pixel_scale=INSTRUMENT.pixel_scale,
+                titles=line is axes[0],
             )
             given = fits.exact[k][:, -1]
+            true = true_quantities(sky)[k, -1]
             line[0].set_ylabel(
-                f"$A_V$ {truth[k, -1]:.2f}\nfit {given.mean():.2f} $\\pm$ {given.std():.2f}",
+                f"$A_V$ {true:.2f}\nfit {given.mean():.2f} $\\pm$ {given.std():.2f}",
                 fontsize=6,
             )
-            for ax in line:
-                ax.set(xticks=[], yticks=[])
-        bar = 1 / INSTRUMENT.pixel_scale
-        axes[0, 0].plot([1, 1 + bar], [1.5, 1.5], color="white", lw=1)
-        axes[0, 0].annotate('1"', (1, 2.5), color="white", size=6)
         fig.savefig(path, dpi=200)
         plt.close(fig)
+
+
+def true_quantities(sky: DustyGalaxies) -> np.ndarray:
+    """Fluxes and A_V of the truth."""
+    return dusty_quantities(sky.galaxy, sky.dust, REFERENCE)
 
 
 def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> None:
@@ -310,11 +253,10 @@ def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> 
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
     taught = simulate(4000, rng)
-    model = train(taught, rng, link, 0.0)
+    model = train(taught, rng, link)
     observation, center = template()
-    operator, projection = compress(
-        observation, center, taught.dimmed[:1500], PSF_SIGMA, RANK
-    )
+    span = spanning(taught.dimmed, CONFIG.rank)
+    operator, projection = compress(observation, center, span, PSF_SIGMA, CONFIG.rank)
     rows = Report(COMMAND)
     rows.say("training of both priors", time.perf_counter() - begin, "s")
     settings = DustSettings(corrections=0)
@@ -326,21 +268,13 @@ def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> 
         flat = images.reshape(number, len(BANDS), -1)
         data = np.einsum("brp,nbp->nbr", projection, flat)
         fits = fit(model, sky, operator, data, settings, draws, steps, label)
-        truth = quantities(sky.galaxy, sky.dust)
+        truth = true_quantities(sky)
         report(rows, label, truth, fits, not own)
         if not own:
             # Bright ones, of little and of much dust.
-            bright = np.argsort(-sky.dimmed[:40].sum((1, 2, 3)))[:12]
+            bright = np.argsort(-sky.dimmed[:SHOWN_OF].sum((1, 2, 3)))[:12]
             order = bright[np.argsort(truth[bright, -1])]
-            draw_figure(
-                out / "dust.png",
-                model,
-                sky,
-                images,
-                fits,
-                truth,
-                order[[1, 4, 7, 9, 11]],
-            )
+            draw_figure(out / "dust.png", sky, images, fits, order[[1, 4, 7, 9, 11]])
         rows.say("time so far", time.perf_counter() - begin, "s")
         rows.write(out / "dust.json")
 

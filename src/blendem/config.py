@@ -555,6 +555,47 @@ class MapConfig(Section):
     )
 
 
+class DustConfig(Section):
+    """Galaxies behind dust: two priors, one of galaxies and one of maps of A_V (docs/dust.md).
+
+    The galaxies of the priors are those of `stamps`, without their dust.
+    """
+
+    redshift: Text = Field(
+        "redshift",
+        description="column of the catalogs with the redshifts of the galaxies",
+    )
+    modes: PositiveInt = Field(48, description="principal modes of galaxies")
+    dust_modes: PositiveInt = Field(20, description="principal modes of maps of A_V")
+    components: PositiveInt = Field(16, description="Gaussians of both mixtures")
+    shrink: NonNegativeFloat = Field(
+        30.0,
+        description="weight of what all components have in common in the covariance of each"
+        " [galaxies]",
+    )
+    link: Literal["softplus", "linear"] = Field(
+        "softplus",
+        description="A_V is positive, ln(1 + exp(field)); or the field itself",
+    )
+    slope_sd: NonNegativeFloat = Field(
+        0.0,
+        description="sd of a free slope of the law, k (lambda / 550 nm)^slope; 0: the law of"
+        " Calzetti et al. 2000",
+    )
+    rank: PositiveInt = Field(
+        40, description="numbers per band and source that a blend is compressed to"
+    )
+    steps: PositiveInt = Field(12, description="noise levels of the reverse process")
+    corrections: NonNegativeInt = Field(
+        16, description="Metropolis steps with the exact likelihood that end it"
+    )
+    aligned: bool = Field(
+        False,
+        description="simulated fields: the dust lies in the disc of its galaxy, which the priors"
+        " do not know; else in that of another one",
+    )
+
+
 class PlotConfig(Section):
     """Figures; nothing else depends on this section."""
 
@@ -603,6 +644,11 @@ class RunConfig(Section):
     blends: BlendsConfig = BlendsConfig()
     infer: InferConfig = InferConfig()
     map: MapConfig = MapConfig()
+    dust: DustConfig | None = Field(
+        None,
+        description="fit galaxies and the dust in front of them, instead of all else that"
+        " follows the blends (`{}`: with defaults); null: galaxies as they are seen",
+    )
     plot: PlotConfig = PlotConfig()
 
     @model_validator(mode="after")
@@ -669,9 +715,39 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             f"infer.reference_band: {config.infer.reference_band!r} is not among"
             f" frame.bands {bands}"
         )
+    if config.dust is not None:
+        yield from _dust_conflicts(config, config.dust)
     missing = [b for b in config.plot.rgb if bands is not None and b not in bands]
     if missing:
         yield f"plot.rgb: {missing} not among frame.bands {bands}"
+
+
+def _dust_conflicts(config: RunConfig, dust: DustConfig) -> Iterator[str]:
+    """What does not fit a run of galaxies behind dust."""
+    if config.em.laps:
+        yield f"dust: its priors are not improved from blends; set em.laps: 0, got {config.em.laps}"
+    if config.simulate.others:
+        yield (
+            "dust: one observation is fitted; leave simulate.also and simulate.epochs out, got"
+            f" {list(config.simulate.others)}"
+        )
+    if config.frame.bands is not None or config.frame.pixel_scale is not None:
+        yield (
+            "dust: its priors have bands and pixels of simulate.instrument; leave frame.bands"
+            " and frame.pixel_scale out"
+        )
+    if config.prior.start is not None or config.prior.basis is not None:
+        yield (
+            "dust: its priors are fitted to simulated galaxies; leave prior.start and"
+            " prior.basis out"
+        )
+    training = config.stamps.n * N_SYMMETRIES
+    for name in ("modes", "dust_modes"):
+        if getattr(dust, name) + PCA_OVERSAMPLING > training:
+            yield (
+                f"dust.{name}: {getattr(dust, name)} modes cannot be learned from stamps.n ="
+                f" {config.stamps.n}; raise stamps.n"
+            )
 
 
 def load_config(source: Mapping[str, Any] | str | Path) -> RunConfig:

@@ -132,6 +132,8 @@ def files_of(chunk):
 
 # Basis of all priors of the run, with the moments of the training set.
 BASIS = f"{OUT}/prior/basis.eqx"
+# Priors of galaxies and of the dust in front of them.
+DUST_GALAXY, DUST_MAPS = f"{OUT}/dust/galaxy.eqx", f"{OUT}/dust/maps.eqx"
 
 
 def prior_of(lap):

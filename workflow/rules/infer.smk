@@ -14,7 +14,7 @@ rule extract_blends:
         ),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),
-        basis=BASIS,
+        basis=DUST_GALAXY if CONFIG.dust else BASIS,
     output:
         blends=f"{OUT}/blends/{{chunk}}.h5",
     log:

@@ -35,6 +35,7 @@ rule check_inputs:
             "asked": list(CONFIG.frame.bands or ()),
             "reference": CONFIG.infer.reference_band,
         },
+        redshift=CONFIG.dust and CONFIG.dust.redshift,
     script:
         "../scripts/check_inputs.py"
 
@@ -73,6 +74,7 @@ rule simulate_field:
             "survey/truth",
             "survey/transients",
             "survey/instruments",
+            *(["survey/dusty", "prior/dust"] if CONFIG.dust else []),
         ),
     output:
         field=f"{OUT}/fields/{{field}}.fits",
@@ -89,5 +91,6 @@ rule simulate_field:
         index=lambda wildcards: FIELDS.index(wildcards.field),
         simulate=CONFIG.simulate.model_dump(),
         frame=CONFIG.frame.model_dump(),
+        dust=CONFIG.dust and CONFIG.dust.model_dump(),
     script:
         "../scripts/simulate_field.py"

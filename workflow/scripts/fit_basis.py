@@ -10,14 +10,12 @@ from blendem.config import FrameConfig, PriorConfig
 from blendem.io.priors import check_prior, gaussian_of, read_prior, write_prior
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.pca import Metric, fit_basis, fit_moments
+from blendem.prior.pca import fit_basis, fit_moments
 from blendem.prior.stamps import prepare_stamps
 from blendem.rng import stage_rng
-from blendem.survey.instruments import INSTRUMENTS, instrument_of
+from blendem.survey.instruments import FLUX_WEIGHT, INSTRUMENTS, seen_by
 
 LOG = logging.getLogger(__name__)
-FWHM = 2.3548  # of a Gaussian, in sigma
-FLUX_WEIGHT = 0.75  # power of the flux by which a galaxy counts (docs/decisions.md)
 
 
 def main(
@@ -47,6 +45,7 @@ def main(
     images = np.concatenate([np.load(path) for path in stamps])
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     bands = frame.bands or INSTRUMENTS[instruments[0]].bands
+    scale = frame.pixel_scale or INSTRUMENTS[instruments[0]].pixel_scale
     flux = images[:, bands.index(reference_band)].sum((-2, -1))
     images, used = prepare_stamps(
         images,
@@ -62,9 +61,15 @@ def main(
         config.modes,
         bands=bands,
         psf_sigma=frame.psf_sigma,
-        pixel_scale=frame.pixel_scale or INSTRUMENTS[instruments[0]].pixel_scale,
+        pixel_scale=scale,
         rng=rng,
-        metric=_metric(flux[used], bands, frame, instruments),
+        metric=seen_by(
+            instruments,
+            bands,
+            psf_sigma=frame.psf_sigma,
+            pixel_scale=scale,
+            weight=flux[used].astype(float) ** FLUX_WEIGHT,
+        ),
     )
     prior = GaussianPrior.from_moments(basis, *fit_moments(basis, images))
     total = float(basis.residual) + float(np.sum(basis.eigenvalues))
@@ -77,26 +82,6 @@ def main(
     }
     LOG.info("basis: %s", card)
     write_prior(output, prior, card)
-
-
-def _metric(
-    flux: np.ndarray, bands: tuple[str, ...], frame: FrameConfig, instruments: list[str]
-) -> Metric:
-    """Seeing and noise of the instruments; bright galaxies count more."""
-    eyes = [instrument_of(instruments, band) for band in bands]
-    scale = frame.pixel_scale or eyes[0].pixel_scale
-    seeing = min(e.psf_fwhm[e.index(b)] for e, b in zip(eyes, bands, strict=True))
-    seeing /= scale * FWHM
-    # Noise of a model pixel: that of larger ones is shared out.
-    noise = [
-        e.sky_sigma[e.index(b)] * scale / e.pixel_scale
-        for e, b in zip(eyes, bands, strict=True)
-    ]
-    return Metric(
-        blur=float(np.sqrt(max(seeing**2 - frame.psf_sigma**2, 0.0))),
-        band_weight=1 / np.asarray(noise),
-        weight=flux.astype(float) ** FLUX_WEIGHT,
-    )
 
 
 if "snakemake" in globals():

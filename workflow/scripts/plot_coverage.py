@@ -11,7 +11,11 @@ from matplotlib.figure import Figure
 from blendem import plot
 from blendem.config import PlotConfig
 from blendem.logs import configure_logging
-from blendem.measure.calibration import coverage_fraction, rank_histogram
+from blendem.measure.calibration import (
+    coverage_fraction,
+    rank_histogram,
+    rank_level,
+)
 from blendem.plot.inputs import save
 from blendem.rng import stage_rng
 
@@ -70,13 +74,6 @@ def main(
         axes[-1].set_xlabel(f"rank of the true {band} flux")
         axes[-1].set_box_aspect(1)
         save(figure, output, config.dpi)
-
-
-def rank_level(
-    ranks: Float[np.ndarray, " n"], n_samples: int
-) -> Float[np.ndarray, " n"]:
-    """Level of the smallest central interval that holds the truth, from its rank."""
-    return np.abs(2 * (ranks + 0.5) / (n_samples + 1) - 1)
 
 
 if "snakemake" in globals():

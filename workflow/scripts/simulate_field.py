@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 
-from blendem.config import FrameConfig, SimulateConfig
+from blendem.config import DustConfig, FrameConfig, SimulateConfig
 from blendem.io.fields import write_field
 from blendem.io.products import write_h5
 from blendem.logs import configure_logging
 from blendem.rng import stage_rng
+from blendem.survey.dusty import dim_field
 from blendem.survey.instruments import INSTRUMENTS, Instrument
 from blendem.survey.sed import BANDS
 from blendem.survey.simulate import SimulatedField, observe_again, simulate_field
@@ -23,6 +24,7 @@ def main(
     simulate: SimulateConfig,
     frame: FrameConfig,
     rng: np.random.Generator,
+    dust: DustConfig | None = None,
 ) -> None:
     """Simulate, write the field as every instrument sees it, and its truth."""
     eyes = _eyes(simulate, frame)
@@ -45,17 +47,23 @@ def main(
         model_bands=frame.bands,
         transients=_transients(simulate),
     )
-    arrays = {
-        "table": field.truth,
-        "model": field.model,
-        "observed": field.observed,
-        "corner": field.corner,
-    }
+    arrays = {}
+    if dust is not None:
+        (again,) = rng.spawn(1)
+        field, arrays["dust"] = dim_field(
+            field, again, psf_sigma=frame.psf_sigma, aligned=dust.aligned
+        )
     if field.transients is not None:
         off = [str(i) for i, e in enumerate(simulate.epochs) if e.reference]
         variable = np.asarray(field.catalog["type"]) == "variable"
         field.catalog["off"] = np.where(variable, ";".join(off), "")
         arrays["light_curves"] = _light_curves(field, simulate)
+    arrays |= {
+        "table": field.truth,
+        "model": field.model,
+        "observed": field.observed,
+        "corner": field.corner,
+    }
     write_h5(
         truth,
         arrays,
@@ -138,4 +146,5 @@ if "snakemake" in globals():
         SimulateConfig(**params.simulate),
         FrameConfig(**params.frame),
         stage_rng(params.seed, "simulate_field", params.index),
+        params.dust and DustConfig(**params.dust),
     )

@@ -120,30 +120,21 @@ def _solve(model, likelihood, e_t, sigma, refinements, key):
 
 @eqx.filter_jit
 def _level(model, likelihood, e_t, sigma, lower, refinements, key):
-    """From one noise level to the next, all draws."""
+    """From one noise level to the next, all draws, and their chi2 in the linear model.
+
+    With `lower` of 0 these are draws of e_0.
+    """
     keys = jax.random.split(key, len(e_t))
 
     def one(e_t, key):
         draw, noise = jax.random.split(key)
-        e, _ = _solve(model, likelihood, e_t, sigma, refinements, draw)
+        e, linear = _solve(model, likelihood, e_t, sigma, refinements, draw)
         keep = (lower / sigma) ** 2
         white = jax.random.normal(noise, e.shape, e.dtype)
-        return keep * e_t + (1 - keep) * e + lower * jnp.sqrt(1 - keep) * white
+        moved = keep * e_t + (1 - keep) * e + lower * jnp.sqrt(1 - keep) * white
+        return moved, jnp.sum((likelihood.data.ravel() - linear) ** 2)
 
     return jax.vmap(one)(e_t, keys)
-
-
-@eqx.filter_jit
-def _end(model, likelihood, e_t, sigma, refinements, key):
-    """Draws at the last level, their chi2, and ln of exact over linear likelihood."""
-
-    def one(e_t, key):
-        e, linear = _solve(model, likelihood, e_t, sigma, refinements, key)
-        data = likelihood.data.ravel()
-        chi2 = jnp.sum((data - linearise(model, likelihood, e)[0]) ** 2)
-        return e, chi2, 0.5 * (jnp.sum((data - linear) ** 2) - chi2)
-
-    return jax.vmap(one)(e_t, jax.random.split(key, len(e_t)))
 
 
 class _Local(NamedTuple):
@@ -297,22 +288,19 @@ def sample(
     levels = noise_levels(settings.steps, settings.sigma_max, settings.sigma_min)
     levels = jnp.asarray(levels, jnp.float32)
     model, likelihood = single_precision(model), single_precision(likelihood)
-    first, loop, last, more = jax.random.split(key, 4)
+    first, loop, more = jax.random.split(key, 3)
     shape = (n_draws, len(likelihood.scale), model.n_latent)
-    e_t = levels[0] * jax.random.normal(first, shape, jnp.float32)
-    for number in range(settings.steps):
-        e_t = _level(
-            model,
-            likelihood,
-            e_t,
-            levels[number],
-            levels[number + 1],
-            settings.refinements,
-            jax.random.fold_in(loop, number),
+    e = levels[0] * jax.random.normal(first, shape, jnp.float32)
+    for number in range(settings.steps + 1):
+        # One program for all levels: the last one ends at no noise.
+        lower = levels[number + 1] if number < settings.steps else 0 * levels[0]
+        again = jax.random.fold_in(loop, number)
+        e, linear = _level(
+            model, likelihood, e, levels[number], lower, settings.refinements, again
         )
-    e, chi2, defect = _end(
-        model, likelihood, e_t, levels[-1], settings.refinements, last
-    )
+    local = _locals(model, likelihood, e)
+    chi2 = jnp.sum(local.residual**2, axis=1)
+    defect = 0.5 * (linear - chi2)
     acceptance = np.nan
     if settings.corrections:
         e, chi2, moved = correct(model, likelihood, e, settings.corrections, key=more)

@@ -6,6 +6,7 @@ by the observation (Tegmark, Taylor & Heavens 1997, ApJ 480, 22). The likelihood
 data is exact, whatever was left out.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from blendem.noise import Whitening
 from blendem.observation import Observation
-from blendem.prior.dust import LINK, DustPrior
+from blendem.precision import single_precision
+from blendem.prior.dust import LINK, MAGNITUDE, DustPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
 from blendem.renderer import Renderer
 
-MAGNITUDE = 0.4 * np.log(10)  # 10^(-0.4 m) = exp(-MAGNITUDE m)
+AT_ONCE = 32  # images rendered at once
+SPANNED = 3  # stamps that stand for all examples, over the rank of the compression
 
 
 class DustModel(eqx.Module):
@@ -119,14 +123,15 @@ class DustModel(eqx.Module):
 
 
 class DustLikelihood(NamedTuple):
-    """Compressed, whitened data of one blend: `data = sum_k operator_k image_k + N(0, 1)`.
+    """Compressed, whitened data of one blend: `data = sum_k whiten operator_k image_k + N(0, 1)`.
 
     Attributes:
         operator: From model stamps to compressed data.
-        data: `(band, rank)`.
+        data: `(band, rank)`, whitened.
         scale: Amplitudes [flux unit].
         law: `k_b = A_b / A_V` of every source.
         tilt: `ln(lambda_rest / 550 nm)` of the bands.
+        whiten: Of what `operator` gives, bands in turn; None: it is white already.
     """
 
     operator: Float[Array | np.ndarray, "source band rank pixel"]
@@ -134,6 +139,7 @@ class DustLikelihood(NamedTuple):
     scale: Float[Array | np.ndarray, " source"]
     law: Float[Array | np.ndarray, "source band"]
     tilt: Float[Array | np.ndarray, "source band"]
+    whiten: Float[Array | np.ndarray, "datum datum"] | None = None
 
 
 def compress(
@@ -152,58 +158,137 @@ def compress(
         observation: Image, noise and PSF; only noise and PSF are used. Its bands are those of
             the model, in order.
         centers: Of the sources (y, x) [model pixel].
-        examples: Attenuated stamps in flux unit, which set what is kept.
+        examples: Attenuated stamps in flux unit, or `spanning` ones, which set what is kept.
         psf_sigma: Sigma of the model PSF [model pixel].
-        rank: Numbers kept per band.
+        rank: Numbers kept per band; no more than there are pixels or examples of all sources.
     """
     side, bands = examples.shape[-1], examples.shape[1]
-    observation = jax.tree.map(jnp.asarray, observation)
-    renderer = Renderer.of(observation, side, jnp.asarray(psf_sigma))
-    root = np.sqrt(np.asarray(observation.weight)).reshape(bands, -1)
-    unit = np.eye(side * side, dtype=np.float32).reshape(-1, 1, side, side)
-    unit = jnp.broadcast_to(jnp.asarray(unit), (side * side, bands, side, side))
-    dense = []
-    for center in centers:
-        image = renderer.render_stamps(unit, jnp.asarray(center))
-        dense.append(np.asarray(image).reshape(side * side, bands, -1) * root[None])
-    flat = examples.reshape(len(examples), bands, -1)
-    operator, projection = [], []
+    seen = [
+        see(observation, center, examples, psf_sigma) for center in np.asarray(centers)
+    ]
+    seen = np.concatenate(seen).swapaxes(0, 1)
+    projection = []
+    for images in seen:
+        # Right singular vectors by way of a triangle: there are more pixels than images.
+        q, r = np.linalg.qr(images.T)
+        projection.append((q @ np.linalg.svd(r)[0][:, :rank]).T)
+    projection = np.array(projection)
+    operator = [
+        _adjoint(
+            single_precision(observation),
+            jnp.asarray(center, jnp.float32),
+            jnp.asarray(projection.swapaxes(0, 1), jnp.float32),
+            jnp.float32(psf_sigma),
+            side,
+        )
+        for center in np.asarray(centers)
+    ]
+    shape = (len(centers), -1, bands, side * side)
+    return np.reshape(operator, shape).swapaxes(1, 2), projection
+
+
+def spanning(
+    examples: Float[np.ndarray, "n band stamp stamp"], rank: int
+) -> Float[np.ndarray, "few band stamp stamp"]:
+    """A few stamps with the second moments of many, band by band: enough for a rank."""
+    n, bands, side, _ = examples.shape
+    number = min(SPANNED * rank, n, side * side)
+    out = np.zeros((number, bands, side * side))
     for b in range(bands):
-        seen = np.concatenate([flat[:, b] @ one[:, b] for one in dense])
-        vectors = np.linalg.eigh(seen.T @ seen)[1][:, : -rank - 1 : -1]
-        projection.append(vectors.T)
-        operator.append([(one[:, b] @ vectors).T for one in dense])
-    return np.array(operator).swapaxes(0, 1), np.array(projection)
+        flat = np.asarray(examples[:, b], float).reshape(n, -1)
+        values, vectors = np.linalg.eigh(flat.T @ flat)
+        keep = slice(None, -number - 1, -1)
+        root = np.sqrt(np.maximum(values[keep], 0))
+        out[:, b] = root[:, None] * vectors[:, keep].T
+    return out.reshape(number, bands, side, side)
+
+
+def whitened(observation: Observation) -> Float[np.ndarray, "band n_pixel"]:
+    """Image with noise of unit variance, independent between pixels; masked ones are 0."""
+    observation = jax.tree.map(jnp.asarray, observation)
+    white = Whitening.of(observation.weight, observation.correlation)(observation.image)
+    return np.asarray(white).reshape(len(white), -1)
+
+
+def see(
+    observation: Observation,
+    center: Float[np.ndarray, " 2"],
+    stamps: Float[np.ndarray, "n band stamp stamp"],
+    psf_sigma: float,
+) -> Float[np.ndarray, "n band n_pixel"]:
+    """Stamps of one source as an observation sees them, whitened."""
+    image = _see(
+        single_precision(observation),
+        jnp.asarray(center, jnp.float32),
+        jnp.asarray(stamps, jnp.float32),
+        jnp.float32(psf_sigma),
+    )
+    return np.asarray(image, float)
+
+
+def _camera(observation, center, side, psf_sigma):
+    """Function from a stamp to whitened pixels."""
+    renderer = Renderer.of(observation, side, psf_sigma)
+    white = Whitening.of(observation.weight, observation.correlation)
+
+    def image(stamp):
+        seen = white(renderer.render_stamps(stamp, center))
+        return seen.reshape(len(stamp), -1)
+
+    return image
+
+
+@eqx.filter_jit
+def _see(observation, center, stamps, psf_sigma):
+    image = _camera(observation, center, stamps.shape[-1], psf_sigma)
+    return jax.lax.map(image, stamps, batch_size=AT_ONCE)
+
+
+@eqx.filter_jit
+def _adjoint(observation, center, images, psf_sigma, side):
+    """Transpose of `_see` for images `(n, band, pixel)`."""
+    image = _camera(observation, center, side, psf_sigma)
+    stamp = jax.ShapeDtypeStruct((images.shape[1], side, side), images.dtype)
+    back = jax.linear_transpose(image, stamp)
+    return jax.lax.map(lambda x: back(x)[0], images, batch_size=AT_ONCE)
 
 
 def linearise(
     model: DustModel, likelihood: DustLikelihood, e: Float[Array, "source latent"]
 ) -> tuple[Float[Array, " datum"], Float[Array, "unknown datum"]]:
     """Prediction of the data and its exact Jacobian, transposed; `unknown = source x latent`."""
-    total, jacobian = 0.0, []
-    for k, one in enumerate(e):
-        field, a = model._field(one), model.attenuation(one)
-        tilt, scale = likelihood.tilt[k], likelihood.scale[k]
-        law = likelihood.law[k] * jnp.exp(model.slope_sd * one[-1] * tilt)
-        through = jnp.exp(-MAGNITUDE * law[:, None] * a[None])
-        image = scale * model.intrinsic(one) * through
-        dimming = -MAGNITUDE * law[:, None] * image
-        slope = jax.nn.sigmoid(field) if model.link == "softplus" else jnp.ones_like(a)
-        dust_modes = model.dust_modes * slope[None]
-        predicted, columns = [], []
-        # Band after band: one large product of matrices each.
-        for b, operator in enumerate(likelihood.operator[k]):
-            stamps = jnp.concatenate(
-                [
-                    image[b][None],
-                    scale * through[b][None] * model.galaxy_modes[:, b],
-                    dimming[b][None] * dust_modes,
-                    (dimming[b] * a * (tilt[b] * model.slope_sd))[None],
-                ]
-            )
-            seen = stamps @ operator.T
-            predicted.append(seen[0])
-            columns.append(seen[1:])
-        total = total + jnp.concatenate(predicted)
-        jacobian.append(jnp.concatenate(columns, axis=1))
-    return total, jnp.concatenate(jacobian)
+    seen, slopes = jax.vmap(partial(_linearise_source, model))(
+        e,
+        likelihood.operator,
+        likelihood.scale,
+        likelihood.law,
+        likelihood.tilt,
+    )
+    total, slopes = jnp.sum(seen, axis=0), slopes.reshape(-1, seen.shape[1])
+    if likelihood.whiten is not None:
+        total, slopes = likelihood.whiten @ total, slopes @ likelihood.whiten.T
+    return total, slopes
+
+
+def _linearise_source(model, e, operator, scale, law, tilt):
+    """Prediction of one source, and its Jacobian, transposed."""
+    field, a = model._field(e), model.attenuation(e)
+    law = law * jnp.exp(model.slope_sd * e[-1] * tilt)
+    through = jnp.exp(-MAGNITUDE * law[:, None] * a[None])
+    image = scale * model.intrinsic(e) * through
+    dimming = -MAGNITUDE * law[:, None] * image
+    slope = jax.nn.sigmoid(field) if model.link == "softplus" else jnp.ones_like(a)
+    dust_modes, seen = model.dust_modes * slope[None], []
+    # Band after band: one large product of matrices each.
+    for b, camera in enumerate(operator):
+        stamps = jnp.concatenate(
+            [
+                image[b][None],
+                scale * through[b][None] * model.galaxy_modes[:, b],
+                dimming[b][None] * dust_modes,
+                (dimming[b] * a * (tilt[b] * model.slope_sd))[None],
+            ]
+        )
+        seen.append(stamps @ camera.T)
+    seen = jnp.concatenate(seen, axis=1)
+    return seen[0], seen[1:]

@@ -48,8 +48,10 @@ def read_catalog(path: Path) -> Table:
         ) from None
 
 
-def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
-    """Columns id, x, y, ra, dec, type and off of a catalog, whatever else it has.
+def clean_catalog(
+    catalog: Table, wcs: WCS | None, name: str, columns: Sequence[str] = ()
+) -> Table:
+    """Columns id, x, y, ra, dec, type and off of a catalog, and `columns` of numbers.
 
     Names are compared without case. Positions come from `x`, `y`, else from `ra`, `dec`
     and the WCS; the other pair is computed, NaN where there is no WCS. Sources without a
@@ -59,7 +61,7 @@ def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
     Raises:
         InputError: If a column is missing or of a wrong kind.
     """
-    columns = {column.lower(): column for column in catalog.colnames}
+    more, columns = columns, {column.lower(): column for column in catalog.colnames}
 
     def numbers(key: str) -> np.ndarray:
         column = catalog[columns[key]]
@@ -102,6 +104,13 @@ def clean_catalog(catalog: Table, wcs: WCS | None, name: str) -> Table:
     )
     clean["type"] = _types(catalog, columns.get("type"), name)
     clean["off"] = _texts(catalog, columns.get("off"))
+    for key in more:
+        if key.lower() not in columns:
+            raise InputError(
+                f"{name}: lacks column {key}, which the settings of this run need; it has"
+                f" {catalog.colnames}: add it, or name another one"
+            )
+        clean[key] = numbers(key.lower())
     for key, unit in (("x", "pixel"), ("y", "pixel"), ("ra", "deg"), ("dec", "deg")):
         clean[key].unit = unit
     return clean

@@ -80,12 +80,13 @@ class ObservedField:
     oversampling: int = 1
 
 
-def read_observation(row: FieldRow) -> ObservedField:
+def read_observation(row: FieldRow, columns: Sequence[str] = ()) -> ObservedField:
     """Read and check one observation.
 
     Bands and zero point are those of the file, else of the table's columns, else of the
     instrument. Sources are those of column `catalog`, else of the file, else None. The PSF is
-    that of column `psf`, else of the file.
+    that of column `psf`, else of the file. `columns` are further columns of numbers that a
+    catalog must have.
 
     Raises:
         InputError: It lists everything that is wrong with the file.
@@ -119,7 +120,7 @@ def read_observation(row: FieldRow) -> ObservedField:
         elif raw.catalog is not None:
             name, catalog = raw.names["CATALOG"], raw.catalog
         if catalog is not None:
-            catalog = clean_catalog(catalog, raw.wcs, name)
+            catalog = clean_catalog(catalog, raw.wcs, name, columns)
             problems += check_catalog(catalog, image.shape[1:], raw.wcs, name)
             unknown = sorted(set(row.stars) - set(catalog["id"].tolist()))
             if unknown:

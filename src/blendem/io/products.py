@@ -29,6 +29,7 @@ __all__ = [
     "read_views",
     "write_catalog",
     "write_h5",
+    "write_images",
     "write_map",
     "write_models",
     "write_samples",
@@ -56,9 +57,10 @@ COLUMN_UNITS = {
     "hlr_err": "arcsec",
     "angle": "rad",
     "mjd": "d",
+    "A_V": "mag",
 }
 LIGHT_CURVES = "LIGHTCURVES"  # HDU
-FLUX_COLUMNS = ("flux", "flux_err", "flux_q16", "flux_q84")
+FLUX_COLUMNS = ("flux", "flux_err", "flux_q16", "flux_q84", "flux_median")
 
 
 class View(NamedTuple):
@@ -240,8 +242,41 @@ def write_models(
         hdus.writeto(temporary)
 
 
+def write_images(
+    path: str | Path,
+    images: Mapping[str, tuple[np.ndarray, str, Sequence[str]]],
+    *,
+    sources: Table,
+    meta: Mapping[str, Any],
+    unit: str = "",
+    wcs: WCS | None = None,
+) -> None:
+    """Write any images as FITS, and the table IDS of the sources that they show.
+
+    Args:
+        path: FITS file; it appears only when complete.
+        images: By the name of their HDU: array, unit, names of the planes.
+        sources: Column `id` and any others.
+        meta: Header cards as in `write_catalog`.
+        unit: Of fluxes in the table.
+        wcs: Of images of three axes, which show the whole field.
+
+    Raises:
+        ValueError: If provenance is missing.
+    """
+    primary = fits.PrimaryHDU()
+    _add_cards(primary.header, meta)
+    hdus = fits.HDUList([primary])
+    for name, (array, its_unit, bands) in images.items():
+        whole = wcs if np.ndim(array) == 3 else None
+        hdus.append(_image(name, np.asarray(array), bands, its_unit, whole))
+    hdus.append(_table("IDS", sources, unit))
+    with atomic_path(path) as temporary:
+        hdus.writeto(temporary)
+
+
 def read_models(path: str | Path) -> dict[str, Any]:
-    """Read `write_models`: arrays by the name of their HDU, and the table IDS.
+    """Read `write_models` or `write_images`: arrays by the name of their HDU, and the table IDS.
 
     Raises:
         InputError: If the file is missing or damaged.

@@ -89,6 +89,13 @@ def rank_statistic(
     return (np.asarray(samples) < truth).sum(axis=0)
 
 
+def rank_level(
+    ranks: Float[np.ndarray, " n"], n_samples: int
+) -> Float[np.ndarray, " n"]:
+    """Level of the smallest central interval that holds the truth, from its rank."""
+    return np.abs(2 * (ranks + 0.5) / (n_samples + 1) - 1)
+
+
 def rank_histogram(
     ranks: Int[np.ndarray, " n"],
     n_samples: int,

@@ -96,8 +96,8 @@ def band_names(catalog: pd.DataFrame) -> tuple[str, ...]:
     return tuple(c.removeprefix("snr_") for c in catalog if c.startswith("snr_"))
 
 
-def read_field(catalog: Path, models: Path) -> FieldImages:
-    """Read `catalog/<field>.fits` and `models/<field>.fits`.
+def read_field(catalog: Path, models: Path, stamps: str = "MODEL") -> FieldImages:
+    """Read `catalog/<field>.fits` and `models/<field>.fits`; `stamps` begins their HDUs' names.
 
     Raises:
         InputError: If a file is missing or damaged.
@@ -136,8 +136,8 @@ def read_field(catalog: Path, models: Path) -> FieldImages:
         bands=bands,
         catalog=table,
         seen=(first, *others),
-        stamps=arrays["MODEL_MEAN"],
-        stds=arrays["MODEL_STD"],
+        stamps=arrays[f"{stamps}_MEAN"],
+        stds=arrays[f"{stamps}_STD"],
         unit=str(header.get("BUNIT", "")).strip(),
     )
 

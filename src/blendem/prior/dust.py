@@ -18,12 +18,16 @@ from scipy.ndimage import gaussian_filter
 from blendem.prior.gaussian import Basis, GaussianPrior
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture_fit import fit_mixture
-from blendem.prior.pca import fit_basis, fit_moments
+from blendem.prior.pca import Metric, fit_basis, fit_moments
 from blendem.prior.symmetry import symmetries
 
 R_V = 4.05  # Calzetti et al. 2000, eq. 5
 CALZETTI_RANGE, CALZETTI_BREAK = (120.0, 2200.0), 630.0  # [nm]
 V_BAND = 550.0  # [nm]
+MAGNITUDE = 0.4 * np.log(10)  # 10^(-0.4 m) = exp(-MAGNITUDE m)
+# Magnitude of unit amplitude, the same for all galaxies: that of a catalog would come from dimmed
+# pixels, and the prior of A_V would enter twice. Number counts are in the prior of galaxies.
+UNIT_MAG = 22.0
 LINKS = ("softplus", "linear")
 A_MIN = 0.02  # attenuation that the softplus basis still tells from none [mag]
 # Mean attenuation of a map within its half-light ellipse, log-uniform [mag].
@@ -62,6 +66,39 @@ def calzetti(
     red = -1.857 + 1.040 * inverse
     blue = -2.156 + 1.509 * inverse - 0.198 * inverse**2 + 0.011 * inverse**3
     return 1 + 2.659 * np.where(rest < CALZETTI_BREAK, blue, red) / R_V
+
+
+def greatest_redshift(wavelength: Float[np.ndarray, " band"]) -> float:
+    """Up to where the law reaches the bluest band."""
+    return float(np.min(wavelength)) / CALZETTI_RANGE[0] - 1
+
+
+def attenuation_law(
+    wavelength: Float[np.ndarray, " band"], redshift: Float[np.ndarray, " source"]
+) -> tuple[Float[np.ndarray, "source band"], Float[np.ndarray, "source band"]]:
+    """Law `k_b = A_b / A_V` of dust at every redshift, and `ln(lambda_rest / 550 nm)`.
+
+    Raises:
+        ValueError: As `calzetti`.
+    """
+    law = [calzetti(wavelength, z) for z in redshift]
+    rest = np.asarray(wavelength) / (1 + np.asarray(redshift, float)[:, None])
+    return np.reshape(law, rest.shape), np.log(rest / V_BAND)
+
+
+def dim(
+    stamps: Float[np.ndarray, "*n band y x"],
+    maps: Float[np.ndarray, "*n y x"],
+    law: Float[np.ndarray, "*#n band"],
+) -> Float[np.ndarray, "*n band y x"]:
+    """Stamps `x_b 10^(-0.4 k_b A)` behind dust."""
+    depth = np.asarray(law)[..., None, None] * np.asarray(maps)[..., None, :, :]
+    return stamps * np.exp(-MAGNITUDE * depth)
+
+
+def unit_flux(magzero: float) -> float:
+    """Amplitude of all galaxies, in the flux unit of this zero point."""
+    return 10 ** (-0.4 * (UNIT_MAG - magzero))
 
 
 def draw_dust_maps(
@@ -159,6 +196,16 @@ class DustPrior(eqx.Module):
         return LINK[self.link](self.latent.basis.decode(z)[..., 0, :, :])
 
 
+def field_of(
+    maps: Float[np.ndarray, "*n stamp stamp"], link: str
+) -> Float[np.ndarray, "*n 1 stamp stamp"]:
+    """The field that a link turns into these maps, but for `A_MIN`; float32."""
+    maps = np.asarray(maps, float)
+    if link == "softplus":
+        maps = np.log(np.expm1(np.maximum(maps, A_MIN)))
+    return maps[..., None, :, :].astype(np.float32)
+
+
 LINK: dict[str, Callable] = {"softplus": jax.nn.softplus, "linear": jnp.asarray}
 
 
@@ -181,6 +228,41 @@ def fit_latent(
     step = np.concatenate(z).astype(float) - gaussian.mean
     e = np.linalg.solve(np.asarray(gaussian.cholesky), step.T).T
     return LatentPrior(gaussian, fit_mixture(e, components, iterations, shrink=shrink))
+
+
+def fit_galaxy_prior(
+    stamps: Float[np.ndarray, "n band y x"],
+    modes: int,
+    *,
+    bands: tuple[str, ...],
+    metric: Metric,
+    pixel_scale: float,
+    psf_sigma: float,
+    rng: np.random.Generator,
+    components: int = 16,
+    iterations: int = 20,
+    shrink: float = 30.0,
+) -> LatentPrior:
+    """Prior of galaxies without dust: of their fluxes, colours and shapes.
+
+    Args:
+        stamps: Without dust, over `unit_flux`.
+        modes: Number of modes.
+        bands, pixel_scale, psf_sigma: Recorded in the basis.
+        metric: As in `fit_basis`.
+        rng: Generator of the start of the range finder.
+        components, iterations, shrink: Of the mixture.
+    """
+    basis = fit_basis(
+        stamps,
+        modes,
+        bands=bands,
+        psf_sigma=psf_sigma,
+        pixel_scale=pixel_scale,
+        rng=rng,
+        metric=metric,
+    )
+    return fit_latent(basis, stamps, components, iterations, shrink)
 
 
 def fit_dust_prior(
@@ -207,12 +289,9 @@ def fit_dust_prior(
         link: As in `DustPrior`.
         components, iterations, shrink: Of the mixture.
     """
-    maps = np.asarray(maps, float)
-    if link == "softplus":
-        maps = np.log(np.expm1(np.maximum(maps, A_MIN)))
     light = np.mean([np.ascontiguousarray(t) for t in symmetries(light)], axis=0)
     weight = np.sqrt(np.maximum(light / light.max(), LEAST_LIGHT)).astype(np.float32)
-    fields = maps[:, None].astype(np.float32)
+    fields = field_of(maps, link)
     seen = fit_basis(
         fields * weight,
         modes,

@@ -8,8 +8,12 @@ import galsim
 import numpy as np
 from jaxtyping import Float
 
+from blendem.prior.pca import Metric
+
 # Zero point of every simulated image: mag = MAGZERO - 2.5 log10(flux), AB; as HSC coadds.
 MAGZERO = 27.0
+FWHM = 2.3548  # of a Gaussian, in sigma
+FLUX_WEIGHT = 0.75  # power of the flux by which a galaxy counts (docs/decisions.md)
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,41 @@ _ALL = (
 )
 
 INSTRUMENTS: Mapping[str, Instrument] = MappingProxyType({x.name: x for x in _ALL})
+
+
+def seen_by(
+    names: Sequence[str],
+    bands: Sequence[str],
+    *,
+    psf_sigma: float,
+    pixel_scale: float,
+    weight: Float[np.ndarray, " n"],
+) -> Metric:
+    """What counts in a basis of stamps: seeing and noise of instruments.
+
+    Args:
+        names: Of the instruments; the first that has a band sees it.
+        bands: Of the stamps.
+        psf_sigma: Sigma of the model PSF [model pixel].
+        pixel_scale: Side of a model pixel [arcsec].
+        weight: Of every stamp.
+
+    Raises:
+        ValueError: If no instrument has a band.
+    """
+    eyes = [instrument_of(names, band) for band in bands]
+    seeing = min(e.psf_fwhm[e.index(b)] for e, b in zip(eyes, bands, strict=True))
+    seeing /= pixel_scale * FWHM
+    # Noise of a model pixel: that of larger ones is shared out.
+    noise = [
+        e.sky_sigma[e.index(b)] * pixel_scale / e.pixel_scale
+        for e, b in zip(eyes, bands, strict=True)
+    ]
+    return Metric(
+        blur=float(np.sqrt(max(seeing**2 - psf_sigma**2, 0.0))),
+        band_weight=1 / np.asarray(noise),
+        weight=weight,
+    )
 
 
 def instrument_of(names: Sequence[str], band: str) -> Instrument:
