@@ -1,6 +1,6 @@
 """The workflow on a real Slurm, disturbed as clusters disturb it: `make slurm`.
 
-    python -m tests.slurm.run [--out results/slurm] [--config smoke] [--only slurm generic]
+    python -m tests.slurm.run [--out results/slurm] [--config smoke] [--only 0 1 2]
 
 A Slurm of one node is started (`cluster.sh`), and every catalog is compared with that of a run
 without it. Both profiles of the workflow are used as they are, but for cores, waiting times and,
@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from astropy.table import Table
 from tests.workflow.command import ROOT, snakemake
 from tests.workflow.test_interrupt import assert_complete, assert_same
 
@@ -260,14 +260,12 @@ def compare(local: Run, run: Run) -> int:
         (local.folder / scores).read_bytes() == (run.folder / scores).read_bytes(),
         f"{run.folder.name}: catalogs and scores are those of the local run",
     )
-    from astropy.table import Table
-
     catalogs = (run.folder / "results" / run.config / "catalog").glob("*.fits")
     tables = [Table.read(path, hdu=1) for path in catalogs]
     return sum(len(t) * len(t.colnames) for t in tables)
 
 
-def main(out: Path, config: str, only: list[str]) -> None:
+def main(out: Path, config: str, runs: list[tuple[str, signal.Signals | None]]) -> None:
     """Run everything; `summary.json` says what was checked."""
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -281,34 +279,33 @@ def main(out: Path, config: str, only: list[str]) -> None:
     local.finish()
     say("local/time", local.seconds, "s", checks=["reference"])
     with cluster(out / "cluster"):
-        for name in only:
-            for how in (None, signal.SIGKILL if name == "slurm" else signal.SIGTERM):
-                kind = "whole" if how is None else "disturbed"
-                print(f"{name}, {kind}", flush=True)
-                memory = {JAX_RULE: f"{TOO_LITTLE} if attempt == 1 else {ENOUGH}"}
-                given = profile(
-                    name, out / "profiles" / f"{name}_{kind}", memory if how else {}
-                )
-                run = Run(out / f"{name}_{kind}", config, given)
-                if how is None:
-                    run.start()
-                    run.finish()
-                    check_requests(run)
-                    checks = ["memory, time, cores and GPU of every job"]
-                else:
-                    victim = disturb(run, how)
-                    check_cancelled(run, victim)
-                    check_memory(run)
-                    checks = [
-                        "job cancelled by hand sent again",
-                        "job over its memory sent again with more",
-                        f"goes on after {how.name} of the submitting process",
-                    ]
-                numbers = compare(local, run)
-                checks.append("catalogs and scores equal those of the local run")
-                say(f"{name}/{kind}/time", run.seconds, "s", checks=checks)
-                say(f"{name}/{kind}/jobs", len(run.jobs()), "1")
-                say(f"{name}/{kind}/equal_numbers", numbers, "1")
+        for name, how in runs:
+            kind = how.name if how else "undisturbed"
+            print(f"{name}, {kind}", flush=True)
+            memory = {JAX_RULE: f"{TOO_LITTLE} if attempt == 1 else {ENOUGH}"}
+            given = profile(
+                name, out / "profiles" / f"{name}_{kind}", memory if how else {}
+            )
+            run = Run(out / f"{name}_{kind}", config, given)
+            checks = ["memory, time, cores and GPU that every job asked for"]
+            if how is None:
+                run.start()
+                run.finish()
+            else:
+                victim = disturb(run, how)
+                check_cancelled(run, victim)
+                check_memory(run)
+                checks += [
+                    "a job cancelled by hand is sent again",
+                    "a job over its memory is sent again with more",
+                    f"goes on after {how.name} of the submitting process",
+                ]
+            check_requests(run)
+            numbers = compare(local, run)
+            checks.append("catalogs and scores equal those of the local run")
+            say(f"{name}/{kind}/time", run.seconds, "s", checks=checks)
+            say(f"{name}/{kind}/jobs", len(run.jobs()), "1")
+            say(f"{name}/{kind}/equal_numbers", numbers, "1")
         slurm = call("sinfo", "--version").split()[-1]
     versions = {
         package: version(package)
@@ -323,16 +320,13 @@ def main(out: Path, config: str, only: list[str]) -> None:
     (out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
+# Profile, and the signal that ends the submitting process.
+RUNS = (("slurm", None), ("slurm", signal.SIGKILL), ("slurm-generic", signal.SIGTERM))
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "slurm")
     parser.add_argument("--config", default="smoke")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=["slurm", "slurm-generic"],
-        default=["slurm", "slurm-generic"],
-    )
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(RUNS)))
     given = parser.parse_args()
-    main(given.out.resolve(), given.config, given.only)
-    sys.exit(0)
+    main(given.out.resolve(), given.config, [RUNS[i] for i in given.only])
