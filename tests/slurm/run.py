@@ -97,7 +97,9 @@ def profile(name: str, folder: Path, memory: Mapping[str, str]) -> Path:
 class Run:
     """A run of the workflow in a folder of its own."""
 
-    def __init__(self, folder: Path, config: str, profile: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: str, profile: Path | None = None, target: str = ""
+    ) -> None:
         self.folder, self.config = folder, config
         self.log = folder.with_suffix(".log")
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,15 +112,16 @@ class Run:
             *options,
             cores=None if profile else CORES,
         )
+        if target:
+            self.words += ["--", target]
         self.seconds = 0.0
         self.process: subprocess.Popen | None = None
-        self.first_job = 0
 
-    def start(self, *options: str) -> None:
+    def start(self) -> None:
         """Begin, or go on."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*self.words, *options],
+                self.words,
                 stdout=log,
                 stderr=log,
                 env=os.environ | ENVIRONMENT,
@@ -243,7 +246,7 @@ def disturb(run: Run, how: signal.Signals) -> str:
     expect(not run.open_jobs(), f"no job is left after {how.name}", run.open_jobs())
     assert_complete(run.folder, run.config)
     made = {job["JobId"] for job in run.jobs() if job["JobState"] == "COMPLETED"}
-    call(*run.words, "--unlock")
+    call(run.words[0], "--unlock", *run.words[1:])
     run.start()
     run.finish()
     again = [job for job in run.jobs() if int(job["JobId"]) > max(map(int, made))]
@@ -255,7 +258,7 @@ def disturb(run: Run, how: signal.Signals) -> str:
 def compare(local: Run, run: Run) -> int:
     """Numbers of the catalogs, which are the same, bit by bit."""
     assert_same(local.folder, run.folder, run.config)
-    scores = f"results/{run.config}/scores/sources.csv"
+    scores = SCORES.format(run=run.config)
     expect(
         (local.folder / scores).read_bytes() == (run.folder / scores).read_bytes(),
         f"{run.folder.name}: catalogs and scores are those of the local run",
@@ -265,7 +268,9 @@ def compare(local: Run, run: Run) -> int:
     return sum(len(t) * len(t.colnames) for t in tables)
 
 
-def main(out: Path, config: str, runs: list[tuple[str, signal.Signals | None]]) -> None:
+def main(
+    out: Path, config: str, runs: list[tuple[str, signal.Signals | None, str]]
+) -> None:
     """Run everything; `summary.json` says what was checked."""
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -279,14 +284,14 @@ def main(out: Path, config: str, runs: list[tuple[str, signal.Signals | None]]) 
     local.finish()
     say("local/time", local.seconds, "s", checks=["reference"])
     with cluster(out / "cluster"):
-        for name, how in runs:
+        for name, how, target in runs:
             kind = how.name if how else "undisturbed"
             print(f"{name}, {kind}", flush=True)
             memory = {JAX_RULE: f"{TOO_LITTLE} if attempt == 1 else {ENOUGH}"}
             given = profile(
                 name, out / "profiles" / f"{name}_{kind}", memory if how else {}
             )
-            run = Run(out / f"{name}_{kind}", config, given)
+            run = Run(out / f"{name}_{kind}", config, given, target.format(run=config))
             checks = ["memory, time, cores and GPU that every job asked for"]
             if how is None:
                 run.start()
@@ -317,16 +322,31 @@ def main(out: Path, config: str, runs: list[tuple[str, signal.Signals | None]]) 
     }
     for row in rows:
         row |= {"command": "make slurm", "versions": versions | {"slurm": slurm}}
-    (out / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    summary = out / "summary.json"
+    old = json.loads(summary.read_text()) if summary.exists() else []
+    new = {row["name"] for row in rows}
+    rows = [row for row in old if row["name"] not in new] + rows
+    summary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-# Profile, and the signal that ends the submitting process.
-RUNS = (("slurm", None), ("slurm", signal.SIGKILL), ("slurm-generic", signal.SIGTERM))
+# Profile, the signal that ends the submitting process, and what is made if not everything.
+RUNS = (
+    ("slurm", None, ""),
+    ("slurm", signal.SIGKILL, SCORES),
+    ("slurm-generic", signal.SIGTERM, ""),
+)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "slurm")
     parser.add_argument("--config", default="smoke")
-    parser.add_argument("--only", type=int, nargs="+", default=range(len(RUNS)))
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="+",
+        choices=range(len(RUNS)),
+        default=range(len(RUNS)),
+        help="numbers of runs; the others' results stay",
+    )
     given = parser.parse_args()
     main(given.out.resolve(), given.config, [RUNS[i] for i in given.only])
