@@ -41,7 +41,8 @@ TOO_LITTLE, ENOUGH = 200, 4000  # MB; importing JAX takes more than the first
 CANCELLED_RULE = "fit_basis"
 # The process that submits jobs ends while this one runs.
 LAST_RULE = "sample_posterior"
-PATIENCE = 900  # seconds for a job to start, and for a run to end
+SCORES = "results/{run}/scores/sources.csv"
+PATIENCE = 1800  # seconds for a job to start, and for a run to end
 POLL = 0.2
 
 
@@ -272,6 +273,8 @@ def main(
     out: Path, config: str, runs: list[tuple[str, signal.Signals | None, str]]
 ) -> None:
     """Run everything; `summary.json` says what was checked."""
+    # Started in the background, a shell has it ignored, and what is started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
 
@@ -333,7 +336,7 @@ def main(
 RUNS = (
     ("slurm", None, ""),
     ("slurm", signal.SIGKILL, SCORES),
-    ("slurm-generic", signal.SIGTERM, ""),
+    ("slurm-generic", signal.SIGINT, ""),
 )
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Profiles for clusters, as far as they can be checked without one; `make slurm` does the rest."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yte
@@ -132,6 +134,84 @@ def test_every_job_of_a_plan_has_memory_time_and_cores(tmp_path, name, run):
         assert int(job["runtime"]) == eval(asked["runtime"], {"attempt": 1})
         # Not those of the machine that plans.
         assert int(job["threads"]) == profile["set-threads"].get(rule, 1), rule
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """Put a program on the path that writes its arguments to `<name>.args`, and then something."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def make(name: str, says: str = "") -> Path:
+        arguments = tmp_path / f"{name}.args"
+        program = tmp_path / name
+        # Complaints go where those of Slurm go.
+        end = ">&2; exit 1" if "error:" in says else ""
+        program.write_text(
+            f"#!/bin/sh\nprintf '%s\\n' \"$@\" >{arguments}\n"
+            f"if test -n '{says}'; then echo '{says}' {end}; fi\n"
+        )
+        program.chmod(0o755)
+        return arguments
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "squeue, sacct, expected",
+    [
+        ("RUNNING", "", "running"),
+        ("PENDING", "", "running"),
+        ("COMPLETING", "", "running"),
+        ("COMPLETED", "", "success"),
+        ("FAILED", "", "failed"),
+        ("OUT_OF_MEMORY", "", "failed"),
+        ("CANCELLED", "", "failed"),
+        ("TIMEOUT", "", "failed"),
+        # The controller does not answer: nothing is known yet.
+        ("slurm_load_jobs error: Unable to contact slurm controller", "", "running"),
+        # squeue has forgotten it.
+        ("slurm_load_jobs error: Invalid job id specified", "COMPLETED", "success"),
+        ("slurm_load_jobs error: Invalid job id specified", "CANCELLED by 0", "failed"),
+        ("slurm_load_jobs error: Invalid job id specified", "", "failed"),
+        ("", "COMPLETED", "success"),
+    ],
+)
+def test_states_of_slurm_are_understood(tool, squeue, sacct, expected):
+    arguments = tool("squeue", squeue)
+    tool("sacct", sacct)
+    command = read("slurm-generic")["cluster-generic-status-cmd"]
+    # As the plugin calls it.
+    words = f"{command} '17'"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+    assert "--jobs=17" in arguments.read_text().split()
+
+
+def test_options_that_are_empty_are_left_out(tool, tmp_path):
+    arguments = tool("sbatch", "17")
+    command = read("slurm-generic")["cluster-generic-submit-cmd"]
+
+    def submit(**more: str) -> list[str]:
+        asked = {"slurm_account": "", "slurm_partition": "", "gres": ""} | more
+        text = command.format(
+            CONFIG=SimpleNamespace(run="mine"),
+            name="score",
+            threads=4,
+            resources=SimpleNamespace(mem_mb=3000, runtime=20, **asked),
+        )
+        words = f'{text} "jobscript.sh"'
+        done = subprocess.run(
+            words, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        assert done.stdout == "17\n"
+        return arguments.read_text().splitlines()
+
+    plain = submit()
+    assert {"--cpus-per-task=4", "--mem=3000", "--time=20"} <= set(plain)
+    assert plain[-1] == "jobscript.sh"
+    asked = submit(slurm_partition="fast", gres="gpu:a100:1")
+    assert set(asked) - set(plain) == {"--partition=fast", "--gres=gpu:a100:1"}
+    assert (tmp_path / ".snakemake" / "slurm_logs").is_dir()
 
 
 def test_a_run_on_this_machine_still_divides_its_cores(tmp_path):
