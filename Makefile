@@ -5,7 +5,10 @@ CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || e
 
 VENV := .venv
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/default --cores $(CORES)
+# On a cluster the profile says how many cores a job gets: docs/clusters.md.
+PROFILE ?= default
+SNAKEMAKE := $(BIN)/snakemake --workflow-profile workflow/profiles/$(PROFILE) \
+  $(if $(filter default,$(PROFILE)),--cores $(CORES))
 LOCK := envs/requirements-dev.txt
 BOOTSTRAP := envs/requirements-bootstrap.txt
 LOCKS := requirements-bootstrap requirements requirements-dev requirements-peers
@@ -27,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: multi benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: slurm multi benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -45,12 +48,13 @@ help:
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
 	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
+	@echo 'slurm      the workflow on a Slurm of one node, started for it; needs root and apt: results/slurm/'
 	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
 	@echo 'lock       choose new versions from envs/*.in'
 	@echo 'clean      remove results and caches;  distclean: .venv too'
-	@echo 'Settings: CORES=$(CORES) PYTHON=$(PYTHON)'
+	@echo 'Settings: CORES=$(CORES) PYTHON=$(PYTHON) PROFILE=$(PROFILE)'
 
 install: $(STAMP)
 
@@ -193,6 +197,12 @@ multi: $(STAMP)
 	echo '[]' > $(MULTI)/summary.json
 	$(BIN)/python benchmarks/collect.py $(MULTI)/summary.json $(MULTI)/observations.json \
 	  $(MULTI)/pairs.json $(MULTI)/dust.json
+
+# Both cluster profiles on a real Slurm of one node, which this starts: root on Debian or Ubuntu.
+slurm: $(STAMP)
+	tests/slurm/cluster.sh install
+	$(BIN)/python -m tests.slurm.run
+	@echo 'Results: results/slurm/summary.json; docs/clusters.md says what is checked'
 
 # The priors that are shipped, for `prior: shipped`.
 priors: $(STAMP)

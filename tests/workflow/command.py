@@ -6,9 +6,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def snakemake(folder: Path, configfile: Path, *options: str) -> list[str]:
-    """Arguments of a run whose results go to `folder`; `options` come last."""
+def snakemake(
+    folder: Path, configfile: Path, *options: str, cores: int | None = 2
+) -> list[str]:
+    """Arguments of a run whose results go to `folder`; `options` come last.
+
+    Without `cores` a profile says where jobs run.
+    """
     program = Path(sys.executable).parent / "snakemake"
     words = [program, "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    words += ["--cores", 2, "--configfile", configfile, *options]
+    if cores is not None:
+        words += ["--cores", cores]
+    words += ["--configfile", configfile, *options]
     return [str(word) for word in words]

@@ -86,8 +86,12 @@ except (ConfigError, InputError) as error:
 
 FIELDS = list(dict.fromkeys(row.field for row in ROWS))
 CHUNKS = min(CONFIG.chunks, len(FIELDS))
+# On a cluster (`--jobs`) a job has what its profile asks for with `set-threads`, else one core.
+# Only a run on this machine divides its cores; a job must not count those of its node.
+ON_CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None
+CORES = 1 if ON_CLUSTER else workflow.resource_settings.cores or 1
 # Of a job that works on one chunk: all of them together fill the cores.
-CHUNK_THREADS = max(1, (workflow.cores or 1) // CHUNKS)
+CHUNK_THREADS = max(1, CORES // CHUNKS)
 SIMULATED = CONFIG.fields is None
 # Whether sources may vary: the table of fields names epochs.
 EPOCHS = any(row.epoch for row in ROWS)

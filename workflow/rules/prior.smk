@@ -73,7 +73,7 @@ if CONFIG.em.start == "simulations":
         conda:
             "../../envs/blendem.yaml"
         # It fills all cores: nothing runs beside it.
-        threads: (workflow.cores or 1) if TRAINED else 1
+        threads: CORES if TRAINED else 1
         params:
             seed=CONFIG.seed,
             prior=CONFIG.prior.model_dump(exclude={"modes"}),
