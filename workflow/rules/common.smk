@@ -22,25 +22,22 @@ from blendem.provenance import file_sha256
 from blendem.survey.instruments import INSTRUMENTS
 
 
-
 def simulated_rows(simulate, out):
     """Rows of the table of fields that the run simulates."""
-    rows = []
+    eyes, rows = [simulate.instrument, *simulate.also], []
     for number in range(simulate.n_fields):
-        path = Path(f"{out}/fields/sim_{number:03d}.fits")
-        paths = [path, *(path.with_suffix(f".{x}.fits") for x in simulate.others)]
-        epochs = simulate.epochs or [None] * len(paths)
-        eyes = [simulate.instrument, *simulate.also] + [simulate.instrument] * len(paths)
-        rows += [
-            FieldRow(
-                field=path.stem,
-                instrument=eye,
-                path=path_,
-                epoch="" if epoch is None else str(i),
-                mjd=None if epoch is None else epoch.mjd,
+        first = Path(f"{out}/fields/sim_{number:03d}.fits")
+        for i, name in enumerate(["", *simulate.others]):
+            epoch = simulate.epochs[i] if simulate.epochs else None
+            rows.append(
+                FieldRow(
+                    field=first.stem,
+                    instrument=eyes[i] if epoch is None else eyes[0],
+                    path=first.with_suffix(f".{name}.fits") if name else first,
+                    epoch="" if epoch is None else str(i),
+                    mjd=None if epoch is None else epoch.mjd,
+                )
             )
-            for i, (path_, epoch, eye) in enumerate(zip(paths, epochs, eyes))
-        ]
     return rows
 
 

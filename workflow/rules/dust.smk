@@ -11,9 +11,7 @@ if CONFIG.dust:
         for kind in ("catalog", "models")
     )
     DUST_SAMPLES = expand(f"{OUT}/dust/samples/{{field}}.h5", field=FIELDS)
-    DUST_TRUTHS = (
-        expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else []
-    )
+    DUST_TRUTHS = expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else []
     DUST_PRODUCTS = [
         *DUST_CATALOGS,
         f"{OUT}/dust/summary.json",
