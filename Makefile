@@ -39,7 +39,7 @@ help:
 	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
 	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
-	@echo 'smoke      the smallest runs through every rule: results/smoke/, smoke_em/, smoke_multi/'
+	@echo 'smoke      the smallest runs through every rule: results/smoke/, smoke_em/, smoke_multi/, smoke_transient/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'calibration-peers  the same blends by scarlet2, profiles and score MAP, after calibration'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
@@ -87,6 +87,7 @@ smoke: $(STAMP)
 	$(SNAKEMAKE) --configfile config/smoke.yaml
 	$(SNAKEMAKE) --configfile config/smoke_em.yaml
 	$(SNAKEMAKE) --configfile config/smoke_multi.yaml
+	$(SNAKEMAKE) --configfile config/smoke_transient.yaml
 
 # Snakemake runs scripts in this folder, while paths in a table start from the table's: the
 # variable is made absolute.
@@ -181,7 +182,8 @@ em-calibration: em-repair
 	$(SNAKEMAKE) $(CALIBRATED) --configfile config/em_calibration.yaml
 	$(BIN)/python benchmarks/calibration.py --latent results/em_calibration --out results/em_calibrated
 
-# Several observations of one sky: noise and offsets, HST beside HSC, dust. An hour on two cores.
+# Several observations of one sky: noise and offsets, HST beside HSC, transients, dust. More than an
+# hour on two cores.
 MULTI := results/multi
 
 multi: $(STAMP)
@@ -193,10 +195,18 @@ multi: $(STAMP)
 	  --configfile config/hst_hsc.yaml --config run=hsc_alone 'simulate={also: []}' \
 	  'frame={stamp: 97, bands: [g, r, i, z, y, f814w], pixel_scale: 0.05}'
 	$(BIN)/python benchmarks/joint_pairs.py
+	$(SNAKEMAKE) results/transient/scores/light_curves.csv \
+	  results/transient/figures/light_curves.png --configfile config/transient.yaml
+	benchmarks/share_run.sh results/transient results/transient_none checked.json stamps \
+	  prior/basis.eqx prior/00.eqx prior/00.csv
+	$(SNAKEMAKE) results/transient_none/scores/sources.csv --rerun-triggers mtime \
+	  --configfile config/transient.yaml \
+	  --config run=transient_none 'simulate={transients: {share: 0}}'
+	$(BIN)/python benchmarks/transients.py
 	$(BIN)/python benchmarks/dust.py
 	echo '[]' > $(MULTI)/summary.json
 	$(BIN)/python benchmarks/collect.py $(MULTI)/summary.json $(MULTI)/observations.json \
-	  $(MULTI)/pairs.json $(MULTI)/dust.json
+	  $(MULTI)/pairs.json $(MULTI)/transients.json $(MULTI)/dust.json
 
 # Both cluster profiles on a real Slurm of one node, which this starts: root on Debian or Ubuntu.
 slurm: $(STAMP)

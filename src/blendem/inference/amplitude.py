@@ -22,7 +22,7 @@ FLOOR = 2.0  # lowest amplitude, in units of its noise for an isolated source
 OFFSET_STEPS = 3  # where the centres are held
 MAX_STEP = 0.5  # of one Gauss-Newton step of a centre [model pixel]
 # Prior deviation of the flux of a variable star in a plane: this many times its noise, plus this
-# many times its template flux. It moves the flux by less than 1e-4 of its noise, or of itself.
+# many times its template flux. It moves the flux by less than 3e-4 of its noise.
 FREE_NOISE, FREE_FLUX = 100.0, 10.0
 
 
