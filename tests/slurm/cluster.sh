@@ -44,6 +44,8 @@ alive() { # alive PIDFILE: the daemon that wrote it is still there
 configure() {
   local host
   host=$(hostname -s)
+  # Jobs of an earlier cluster are forgotten.
+  rm -rf "$DIR"/{state,spool,log}
   mkdir -p "$DIR"/{etc,run,log,state,spool,munge}
   chmod 755 "$DIR" "$DIR/run"
   chmod 700 "$DIR/munge"

@@ -220,8 +220,7 @@ def check_memory(run: Run) -> None:
         and history[-1] == (ENOUGH, "COMPLETED"),
         f"{JAX_RULE} was killed for its memory and sent again: {history}",
     )
-    logs = [Path(found[0]["StdOut"])]
-    text = "".join(path.read_text(errors="replace") for path in logs)
+    text = Path(found[0]["StdOut"]).read_text(errors="replace")
     expect("memory limit" in text, "Slurm names the reason in the log of the job", text)
 
 
