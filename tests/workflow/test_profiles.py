@@ -14,7 +14,7 @@ PROFILES = ROOT / "workflow" / "profiles"
 CLUSTERS = ["slurm", "slurm-generic"]
 VARIABLES = ["ACCOUNT", "PARTITION", "GPU", "GPU_PARTITION"]
 # One chunk of the smallest run: named after a number, and so in no profile.
-PER_CHUNK = re.compile(r"(measure|fit_map)_\d+")
+PER_CHUNK = re.compile(r"(measure|measure_dust|fit_map)_\d+")
 
 
 @pytest.fixture(autouse=True)
@@ -115,12 +115,13 @@ def test_a_gpu_is_asked_for_only_where_there_is_one(name, monkeypatch):
 
 # Both ask for the same, see above.
 @pytest.mark.parametrize(
-    "name, run", [("slurm", "smoke"), ("slurm-generic", "smoke_em")]
+    "name, run",
+    [("slurm", "smoke"), ("slurm", "smoke_dust"), ("slurm-generic", "smoke_em")],
 )
 def test_every_job_of_a_plan_has_memory_time_and_cores(tmp_path, name, run):
     text = plan(tmp_path, run, name)
     jobs = resources_of(text)
-    assert "measure_0" in jobs and "make_report" in jobs
+    assert "extract_blends" in jobs and any(map(PER_CHUNK.fullmatch, jobs))
     assert not any(job["mem_mb"] == "<TBD>" for job in jobs.values())
     profile = read(name)
     for rule, job in jobs.items():

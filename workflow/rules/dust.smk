@@ -74,7 +74,7 @@ if CONFIG.dust:
             f"{OUT}/benchmarks/fit_dust.tsv"
         conda:
             "../../envs/blendem.yaml"
-        threads: workflow.cores or 1
+        threads: CORES
         params:
             seed=CONFIG.seed,
             dust=DUST_FIT,
