@@ -396,7 +396,9 @@ def test_bad_catalog_columns(observation, parts):
     assert_words(message(id=[7, 7]), "duplicate id 7", "unique")
     assert_words(message(id=["a", "b"]), "column id must hold integers")
     assert_words(message(x=[np.nan, 1.0]), "no position for id 11", "give x, y")
-    assert_words(message(type=["quasar", "star"]), "['quasar']", "`galaxy`, `star` or `variable`")
+    assert_words(
+        message(type=["quasar", "star"]), "['quasar']", "`galaxy`, `star` or `variable`"
+    )
     assert_words(
         message(ra=[150.1] * 2, dec=[2.2] * 2), "pixel apart", "0-based", "correct"
     )

@@ -6,10 +6,10 @@ import pytest
 
 from blendem.inference.statistics import STAR_SPREAD
 from blendem.io.products import read_light_curves, write_catalog
-from blendem.measure.light_curves import LightCurve, Plane, as_star, stacked
+from blendem.measure.light_curves import Exposure, LightCurve, as_star, stacked
 from blendem.measure.scores import score_light_curves
 
-PLANES = [Plane(e, 10.0 * i, b) for i, e in enumerate("xyz") for b in "gi"]
+PLANES = [Exposure(e, 10.0 * i, b) for i, e in enumerate("xyz") for b in "gi"]
 SHINES = np.array([False, False, True, True, True, True])
 SCALE = np.array([0.0, 0.0, 100.0, 200.0, 0.0, 50.0])  # no data in g of epoch z
 

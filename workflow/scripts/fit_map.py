@@ -74,7 +74,7 @@ def main(
         data, fits, basis.bands, float(basis.pixel_scale), config.profile
     )
     meta = meta | {"PRIOR": sha256_of(prior)}
-    planes = data.planes(rows)
+    planes = data.exposures(rows)
     for path in maps:
         name = path.stem
         chosen = data.sources["field"] == name

@@ -26,7 +26,7 @@ from blendem.io.products import (
 )
 from blendem.io.table import FieldRow
 from blendem.logs import configure_logging
-from blendem.measure.light_curves import LightCurve, Plane, as_star, stacked
+from blendem.measure.light_curves import Exposure, LightCurve, as_star, stacked
 from blendem.measure.metrics import blendedness
 from blendem.measure.residuals import (
     BandScores,
@@ -82,7 +82,7 @@ def main(
     stats, _ = read_h5(statistics)
     post, _ = read_h5(posterior)
     meta = meta | {"PRIOR": sha256_of(prior)}
-    planes = data.planes(rows)
+    planes = data.exposures(rows)
     curves = _light_curves(data, planes, stats, post)
     # What follows knows sources of one flux per band.
     constant = {
@@ -213,7 +213,7 @@ def _in_bands(planes, order, n, fill=0.0):
 
 
 def _light_curves(
-    data: BlendSet, planes: dict[str, list[Plane]], stats: dict, post: dict
+    data: BlendSet, planes: dict[str, list[Exposure]], stats: dict, post: dict
 ) -> dict[int, LightCurve]:
     """Fluxes of the variable sources that have a result, by row."""
     curves = {}

@@ -12,7 +12,7 @@ import numpy as np
 from blendem.blend import Blend
 from blendem.io.h5 import read_h5, write_h5
 from blendem.io.table import FieldRow, epochs_of
-from blendem.measure.light_curves import Plane
+from blendem.measure.light_curves import Exposure
 from blendem.observation import Observation, Sampling
 
 # Arrays of an observation; the last one may be absent.
@@ -59,7 +59,7 @@ class BlendSet:
         where = (self.blends["stack"][row], self.blends["index"][row])
         return (*map(int, where), int(self.sources["slot"][source]))
 
-    def planes(self, rows: Sequence[FieldRow]) -> dict[str, list[Plane]]:
+    def exposures(self, rows: Sequence[FieldRow]) -> dict[str, list[Exposure]]:
         """Every plane of the observations of each field that has a blend in a stack."""
         bands, found = self.attrs["bands"], {}
         for name, stack in zip(
@@ -70,7 +70,7 @@ class BlendSet:
             here = [row for row in rows if row.field == name]
             seen = self.stacks[stack].observations
             found[str(name)] = [
-                Plane(epoch, np.nan if row.mjd is None else row.mjd, bands[i])
+                Exposure(epoch, np.nan if row.mjd is None else row.mjd, bands[i])
                 for epoch, row, o in zip(epochs_of(here), here, seen, strict=True)
                 for i in o.band_index
             ]

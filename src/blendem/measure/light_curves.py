@@ -13,7 +13,7 @@ from blendem.measure.photometry import summarise_samples
 COLUMNS = ("flux", "flux_err", "flux_q16", "flux_q84")
 
 
-class Plane(NamedTuple):
+class Exposure(NamedTuple):
     """One image of a field: a band of an observation.
 
     Attributes:
@@ -62,7 +62,7 @@ class LightCurve(NamedTuple):
         return self.draws.std(axis=0, ddof=1)
 
     def band_means(
-        self, planes: Sequence[Plane], bands: Sequence[str]
+        self, planes: Sequence[Exposure], bands: Sequence[str]
     ) -> tuple[Float[np.ndarray, " band"], Float[np.ndarray, "draw band"]]:
         """Posterior mean and draws of the mean flux of each band while the source shines.
 
@@ -77,7 +77,7 @@ class LightCurve(NamedTuple):
         means = both @ share.T
         return means[0], means[1:]
 
-    def table(self, number: int, planes: Sequence[Plane]) -> Table:
+    def table(self, number: int, planes: Sequence[Exposure]) -> Table:
         """Rows of the HDU LIGHTCURVES (docs/formats.md) of the source with this id."""
         summary = summarise_samples(self.draws)
         values = (self.mean, *(summary[k] for k in ("std", "q16", "q84")))
@@ -87,7 +87,7 @@ class LightCurve(NamedTuple):
 
 def fluxes_table(
     number: int,
-    planes: Sequence[Plane],
+    planes: Sequence[Exposure],
     fluxes: Mapping[str, Float[np.ndarray, " plane"]],
     shines: Bool[np.ndarray, " plane"],
 ) -> Table:
