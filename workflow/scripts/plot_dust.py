@@ -52,7 +52,7 @@ def main(
             for ax in rows.flat:
                 ax.set_axis_off()
         for axes, (i, k) in zip(rows, chosen, strict=False):
-            source = fields[i].catalog["id"].iloc[k]
+            source = int(fields[i].catalog["id"].iloc[k])
             truth = true_images(truths[i], source) if truths else None
             maps = read_models(models[i])
             draw_row(axes, fields[i], maps, k, truth, basis, band, config)
@@ -71,7 +71,7 @@ def choose(fields: list[FieldImages], n: int, band: str) -> list[tuple[int, int]
         for i, field in enumerate(fields)
     ]
     table = pd.concat(parts)
-    table = table[(table["n_samples"] > 0) & (table["flags"] == 0)]
+    table = table[table["n_samples"] > 0]
     size = table.groupby(["path", "blend"])["id"].transform("size")
     found = []
     for group, part in ((table[size > 1], n // 2), (table[size == 1], n - n // 2)):
@@ -135,7 +135,8 @@ def draw_calibration(figure, scores, bands, band, n_samples) -> None:
     left.set_title("flux without dust", loc="left")
     middle.set_title("attenuation", loc="left")
     middle.set_ylabel("")
-    plot_attenuation(right, good, good[f"blendedness_{band}"] > BLENDED)
+    blended = good[f"blendedness_{band}"].to_numpy() > BLENDED
+    plot_attenuation(right, good, blended)
     right.set_title(f"{len(good)} galaxies", loc="left")
 
 
