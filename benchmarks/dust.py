@@ -230,7 +230,7 @@ def draw_figure(path: Path, sky, images, fits, rows) -> None:
                 truth_rgb=picture(sky.galaxy[k]),
                 truth=sky.dust[k],
                 pixel_scale=INSTRUMENT.pixel_scale,
-                titles=line is axes[0],
+                titles=k == rows[0],
             )
             given = fits.exact[k][:, -1]
             true = true_quantities(sky)[k, -1]

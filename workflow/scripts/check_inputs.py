@@ -6,7 +6,6 @@ from pathlib import Path
 
 from blendem.io.atomic import atomic_path
 from blendem.io.bands import ModelBands
-from blendem.io.dust import check_dusty
 from blendem.io.fields import read_fields_table, validate_fields
 from blendem.logs import configure_logging
 
