@@ -23,6 +23,9 @@ def main(
         for note in validate_fields(fields, bands):
             LOG.warning(note)
         if redshift is not None:
+            # Here, since it imports what other runs do not need.
+            from blendem.io.dust import check_dusty
+
             check_dusty(read_fields_table(fields), redshift, bands.names)
     with atomic_path(checked) as temporary:
         temporary.write_text(json.dumps({"fields": fields}) + "\n")
