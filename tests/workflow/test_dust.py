@@ -21,6 +21,7 @@ from blendem.config import (
     StampsConfig,
     load_config,
 )
+from blendem.io.bands import ModelBands
 from blendem.io.blends import read_blends
 from blendem.io.products import read_h5, read_models, read_table
 from blendem.io.table import FieldRow, InputError
@@ -233,10 +234,11 @@ def test_a_table_of_fields_needs_redshifts(run, script, tmp_path):
     table = tmp_path / "fields.tsv"
     table.write_text(f"field\tinstrument\tpath\na\thsc_wide\t{folder / 'a.fits'}\n")
     main = script("check_inputs").main
-    main(str(table), tmp_path / "checked.json", "redshift", tuple("grizy"))
+    bands = ModelBands(tuple("grizy"), "simulate.instrument: hsc_wide", (), "i")
+    main(str(table), tmp_path / "checked.json", bands, "redshift")
     assert (tmp_path / "checked.json").is_file()
     with pytest.raises(InputError, match=r"field a.*lacks column z_phot"):
-        main(str(table), tmp_path / "no.json", "z_phot", tuple("grizy"))
+        main(str(table), tmp_path / "no.json", bands, "z_phot")
     assert not (tmp_path / "no.json").exists()
 
 
