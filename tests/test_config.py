@@ -169,7 +169,8 @@ def test_dust_is_off_and_refuses_what_it_does_not_fit():
     assert "did you mean 'rank'" in message({"dust": {"ranks": 3}})
     for mapping, words in (
         ({"em": {"laps": 1}}, "set em.laps: 0, got 1"),
-        ({"simulate": {"also": ["hst_f814w"]}}, "leave simulate.also out"),
+        ({"simulate": {"also": ["hst_f814w"]}}, "leave simulate.also and"),
+        ({"simulate": {"epochs": [{"mjd": 1}, {"mjd": 2}]}}, "got ['epoch1']"),
         ({"frame": {"pixel_scale": 0.1}}, "leave frame.bands and frame.pixel_scale"),
         ({"prior": {"start": "a.eqx"}}, "leave prior.start and prior.basis out"),
     ):
