@@ -39,7 +39,8 @@ help:
 	@echo 'real       the same as demo with real HSC blends; BLENDEM_DATA names their folder'
 	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
-	@echo 'smoke      the smallest runs through every rule: results/smoke/, smoke_em/, smoke_multi/, smoke_transient/'
+	@echo 'smoke      the smallest runs through every rule: results/smoke/, smoke_em/, smoke_multi/,'
+	@echo '           smoke_transient/, smoke_dust/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'calibration-peers  the same blends by scarlet2, profiles and score MAP, after calibration'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
@@ -88,6 +89,7 @@ smoke: $(STAMP)
 	$(SNAKEMAKE) --configfile config/smoke_em.yaml
 	$(SNAKEMAKE) --configfile config/smoke_multi.yaml
 	$(SNAKEMAKE) --configfile config/smoke_transient.yaml
+	$(SNAKEMAKE) --configfile config/smoke_dust.yaml
 
 # Snakemake runs scripts in this folder, while paths in a table start from the table's: the
 # variable is made absolute.

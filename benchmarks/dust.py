@@ -74,7 +74,9 @@ def simulate(n: int, rng: np.random.Generator, aligned: bool = False) -> DustyGa
     )
 
 
-def train(sky: DustyGalaxies, rng: np.random.Generator, link: str) -> DustModel:
+def train(
+    sky: DustyGalaxies, rng: np.random.Generator, link: str, components: int
+) -> DustModel:
     """Both priors."""
     priors = fit_priors(
         sky,
@@ -82,7 +84,7 @@ def train(sky: DustyGalaxies, rng: np.random.Generator, link: str) -> DustModel:
         reference=REFERENCE,
         modes=CONFIG.modes,
         dust_modes=CONFIG.dust_modes,
-        components=CONFIG.components,
+        components=components,
         shrink=CONFIG.shrink,
         link=link,
         psf_sigma=PSF_SIGMA,
@@ -230,7 +232,7 @@ def draw_figure(path: Path, sky, images, fits, rows) -> None:
                 truth_rgb=picture(sky.galaxy[k]),
                 truth=sky.dust[k],
                 pixel_scale=INSTRUMENT.pixel_scale,
-                titles=line is axes[0],
+                titles=k == rows[0],
             )
             given = fits.exact[k][:, -1]
             true = true_quantities(sky)[k, -1]
@@ -247,30 +249,54 @@ def true_quantities(sky: DustyGalaxies) -> np.ndarray:
     return dusty_quantities(sky.galaxy, sky.dust, REFERENCE)
 
 
-def main(out: Path, n: int, draws: int, steps: int, aligned: int, link: str) -> None:
+def draw_truths(model: DustModel, sky: DustyGalaxies) -> DustyGalaxies:
+    """Galaxies and dust drawn from the priors, at the redshifts of simulated ones."""
+    e = model.prior_draw(len(sky.law), key=stage_key(SEED, "prior"))
+    x, a = np.asarray(model.intrinsic(e)), np.asarray(model.attenuation(e))
+    return sky._replace(
+        galaxy=SCALE * x.reshape(sky.galaxy.shape), dust=a.reshape(sky.dust.shape)
+    )
+
+
+def main(
+    out: Path,
+    n: int,
+    draws: int,
+    steps: int,
+    aligned: int,
+    link: str,
+    components: int,
+    from_prior: int,
+) -> None:
     """Train, simulate, fit, score."""
     begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
     taught = simulate(4000, rng)
-    model = train(taught, rng, link)
+    model = train(taught, rng, link, components)
     observation, center = template()
     span = spanning(taught.dimmed, CONFIG.rank)
     operator, projection = compress(observation, center, span, PSF_SIGMA, CONFIG.rank)
     rows = Report(COMMAND)
     rows.say("training of both priors", time.perf_counter() - begin, "s")
     settings = DustSettings(corrections=0)
-    for label, number, own in (("independent", n, False), ("aligned", aligned, True)):
+    for label, number in (
+        ("independent", n),
+        ("aligned", aligned),
+        ("drawn from the priors", from_prior),
+    ):
         if not number:
             continue
-        sky = simulate(number, rng, own)
+        sky = simulate(number, rng, label == "aligned")
+        if label == "drawn from the priors":
+            sky = draw_truths(model, sky)
         images = observe(sky.dimmed, rng)
         flat = images.reshape(number, len(BANDS), -1)
         data = np.einsum("brp,nbp->nbr", projection, flat)
         fits = fit(model, sky, operator, data, settings, draws, steps, label)
         truth = true_quantities(sky)
-        report(rows, label, truth, fits, not own)
-        if not own:
+        report(rows, label, truth, fits, label == "independent")
+        if label == "independent" and number >= SHOWN_OF:
             # Bright ones, of little and of much dust.
             bright = np.argsort(-sky.dimmed[:SHOWN_OF].sum((1, 2, 3)))[:12]
             order = bright[np.argsort(truth[bright, -1])]
@@ -287,6 +313,8 @@ if __name__ == "__main__":
     parser.add_argument("--corrections", type=int, default=16)
     parser.add_argument("--aligned", type=int, default=40)
     parser.add_argument("--link", default="softplus")
+    parser.add_argument("--components", type=int, default=CONFIG.components)
+    parser.add_argument("--from-prior", type=int, default=0)
     given = parser.parse_args()
     main(
         given.out,
@@ -295,4 +323,6 @@ if __name__ == "__main__":
         given.corrections,
         given.aligned,
         given.link,
+        given.components,
+        given.from_prior,
     )

@@ -163,6 +163,26 @@ def test_a_shipped_prior_is_named_in_one_word():
     assert named.prior.start == "priors/a.eqx" and config.prior.start == "shipped"
 
 
+def test_dust_is_off_and_refuses_what_it_does_not_fit():
+    assert load_config({}).dust is None and load_config({"dust": None}).dust is None
+    assert load_config({"dust": {}}).dust.redshift == "redshift"
+    assert "did you mean 'rank'" in message({"dust": {"ranks": 3}})
+    for mapping, words in (
+        ({"em": {"laps": 1}}, "set em.laps: 0, got 1"),
+        ({"simulate": {"also": ["hst_f814w"]}}, "leave simulate.also and"),
+        ({"simulate": {"epochs": [{"mjd": 1}, {"mjd": 2}]}}, "got ['epoch1']"),
+        ({"frame": {"pixel_scale": 0.1}}, "leave frame.bands and frame.pixel_scale"),
+        ({"prior": {"start": "a.eqx"}}, "leave prior.start and prior.basis out"),
+    ):
+        assert words in message(mapping | {"dust": {}})
+        load_config(mapping)
+    few = {"stamps": {"n": 9, "chunks": 1}, "prior": {"modes": 8}}
+    load_config(few | {"dust": {"modes": 48, "dust_modes": 48}})
+    text = message(few | {"dust": {"modes": 49, "dust_modes": 20}})
+    assert "dust.modes: 49 modes cannot be learned from stamps.n = 9" in text
+    assert "dust.dust_modes" not in text
+
+
 def test_em_needs_a_prior_that_it_can_refit():
     network = {"tier": "latent", "network": {}}
     text = message({"prior": network, "em": {"laps": 2}})

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from blendem.io.atomic import atomic_path
 from blendem.io.bands import ModelBands
-from blendem.io.dust import check_dusty
 from blendem.io.fields import read_fields_table, validate_fields
 from blendem.logs import configure_logging
 
@@ -24,6 +23,9 @@ def main(
         for note in validate_fields(fields, bands):
             LOG.warning(note)
         if redshift is not None:
+            # Here, since it imports what other runs do not need.
+            from blendem.io.dust import check_dusty
+
             check_dusty(read_fields_table(fields), redshift, bands.names)
     with atomic_path(checked) as temporary:
         temporary.write_text(json.dumps({"fields": fields}) + "\n")

@@ -51,14 +51,12 @@ def main(
             upper.text(0.5, 0.5, "no galaxy has a result", ha="center")
             for ax in rows.flat:
                 ax.set_axis_off()
-        for axes, (i, k) in zip(rows, chosen, strict=False):
-            source = fields[i].catalog["id"].iloc[k]
+        for line, (i, k) in enumerate(chosen):
+            source = int(fields[i].catalog["id"].iloc[k])
             truth = true_images(truths[i], source) if truths else None
             maps = read_models(models[i])
-            draw_row(axes, fields[i], maps, k, truth, basis, band, config)
-            if axes is not rows[0]:
-                for ax in axes:
-                    ax.set_title("")
+            given = fields[i], maps, k, truth, basis, band, config
+            draw_row(rows[line], *given, titles=line == 0)
         if truths:
             draw_calibration(lower, pd.read_csv(scores), basis.bands, band, n_samples)
         save(figure, output, config.dpi)
@@ -71,7 +69,7 @@ def choose(fields: list[FieldImages], n: int, band: str) -> list[tuple[int, int]
         for i, field in enumerate(fields)
     ]
     table = pd.concat(parts)
-    table = table[(table["n_samples"] > 0) & (table["flags"] == 0)]
+    table = table[table["n_samples"] > 0]
     size = table.groupby(["path", "blend"])["id"].transform("size")
     found = []
     for group, part in ((table[size > 1], n // 2), (table[size == 1], n - n // 2)):
@@ -88,7 +86,7 @@ def true_images(truth: Path, source: int) -> tuple[np.ndarray, np.ndarray]:
     return known.images[row], read_h5(truth, only=("dust",))[0]["dust"][row]
 
 
-def draw_row(axes, field, maps, k, truth, basis, band, config) -> None:
+def draw_row(axes, field, maps, k, truth, basis, band, config, titles) -> None:
     """One galaxy."""
     source, seen = field.catalog.iloc[k], field.seen[0]
     rgb = display_bands(basis.bands, config.rgb)
@@ -113,6 +111,7 @@ def draw_row(axes, field, maps, k, truth, basis, band, config) -> None:
         truth_rgb=None if truth is None else picture(truth[0]),
         truth=None if truth is None else truth[1],
         pixel_scale=float(basis.pixel_scale),
+        titles=titles,
     )
     text = f"{field.name} {source['id']:.0f}\n$z$ = {source['redshift']:.2f}\n"
     text += f"$A_V$ {source['A_V']:.2f} $\\pm$ {source['A_V_err']:.2f}"
@@ -135,7 +134,8 @@ def draw_calibration(figure, scores, bands, band, n_samples) -> None:
     left.set_title("flux without dust", loc="left")
     middle.set_title("attenuation", loc="left")
     middle.set_ylabel("")
-    plot_attenuation(right, good, good[f"blendedness_{band}"] > BLENDED)
+    blended = good[f"blendedness_{band}"].to_numpy() > BLENDED
+    plot_attenuation(right, good, blended)
     right.set_title(f"{len(good)} galaxies", loc="left")
 
 

@@ -93,7 +93,7 @@ def score_field(
     maps = read_h5(truth, only=("dust",))[0]["dust"]
     reference = known.bands.index(run.infer.reference_band)
     chosen = np.flatnonzero(catalog["type"] == "galaxy")
-    at = known.rows(catalog["id"].iloc[chosen])
+    at = known.rows(catalog["id"].iloc[chosen].tolist())
     true = dusty_quantities(known.images[at], maps[at], reference)
     values = np.concatenate([drawn["flux"], drawn["A_V"][..., None]], axis=-1)
     scores = score_dusty(true, values[:, chosen], bands)

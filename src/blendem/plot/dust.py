@@ -1,10 +1,8 @@
 """Panels of galaxies behind dust."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import AxesImage
@@ -75,7 +73,7 @@ def plot_dust_row(
 
 
 def plot_attenuation(
-    ax: Axes, scores: pd.DataFrame, blended: Sequence[bool] | None = None
+    ax: Axes, scores: pd.DataFrame, blended: Bool[np.ndarray, " source"] | None = None
 ) -> list[ErrorbarContainer]:
     """Draw A_V against its truth, with errors; blended galaxies in a colour of their own.
 
@@ -84,7 +82,7 @@ def plot_attenuation(
         scores: `A_V`, `A_V_err`, `A_V_true` [mag] of each galaxy.
         blended: Of each; None: no difference is made.
     """
-    marked = np.zeros(len(scores), bool) if blended is None else np.asarray(blended)
+    marked = np.zeros(len(scores), bool) if blended is None else blended
     top = 1.05 * max(scores["A_V_true"].max(), scores["A_V"].max())
     ax.plot([0, top], [0, top], color="black", lw=0.6, ls="--")
     artists = []
