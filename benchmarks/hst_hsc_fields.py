@@ -176,7 +176,8 @@ def unmodelled(
         segmentation_map=True,
     )
     away = [np.hypot(known[:, 0] - s["y"], known[:, 1] - s["x"]).min() for s in found]
-    mine = np.isin(parts, np.flatnonzero(np.array(away) > limit) + 1)
+    far = (np.array(away) > limit) & (found["peak"] > THRESHOLD)
+    mine = np.isin(parts, np.flatnonzero(far) + 1)
     return binary_dilation(mine, iterations=GROWTH["HSC"])
 
 
