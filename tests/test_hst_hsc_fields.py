@@ -46,7 +46,7 @@ def scene():
 
 def test_sky_noise_and_sources_under_correlated_noise(pair, scene):
     image, psf = scene
-    sky = pair.measure_sky(image, psf, 5)
+    sky = pair.measure_sky(image, psf, 4.0, 5)
     # 20000 pixels of which about one in four is independent.
     assert abs(sky.level[0] - 3.0) < 0.12 and abs(sky.sigma[0] - 2.0) < 0.06
     # White noise through the filter has 1; here sqrt(P rho P / P P).
@@ -66,7 +66,7 @@ def test_sky_noise_and_sources_under_correlated_noise(pair, scene):
 
 def test_what_hst_does_not_show_is_masked(pair, scene):
     image, psf = scene
-    sky = pair.measure_sky(image, psf, 5)
+    sky = pair.measure_sky(image, psf, 4.0, 5)
     masked = pair.unmodelled(sky, np.array([[50.0, 60.0]]), 10.0)
     assert masked[90, 62] and not masked[50, 60]
     assert not pair.unmodelled(sky, np.array([[50.0, 60.0], [90, 62]]), 10.0).any()
@@ -74,7 +74,7 @@ def test_what_hst_does_not_show_is_masked(pair, scene):
 
 def test_segments_go_to_the_nearest_source(pair, scene):
     image, psf = scene
-    sky = pair.measure_sky(image, psf, 5)
+    sky = pair.measure_sky(image, psf, 4.0, 5)
     positions = np.array([[50.0, 60.0], [90.0, 62.0]])
     parts = pair.segments(sky, positions)
     assert parts[50, 60] == 1 and parts[90, 62] == 2 and parts[20, 20] == 0
