@@ -1,10 +1,11 @@
 """The real pair of HST and HSC, fitted jointly, beside HSC alone: are residuals noise?
 
-    make multi
+    make real-pair
 
-Reads the runs `hst_hsc_real` and `hsc_alone_real` (the same files, settings and prior without the row of HST), and
-writes chi2 per pixel, autocorrelation of residuals and of noise, the offset between the two astrometric
-frames and the number of sources to `results/multi/real_pair.json`, and the figure `real_pair.png` beside it.
+Reads the runs `hst_hsc_real` and `hsc_alone_real` (settings and prior the same, without HST and with what HSC alone
+detects), and writes chi2 per pixel, autocorrelation of residuals and of noise, the offset between the two
+astrometric frames and the number of sources to `results/multi/real_pair.json`, and the figure `real_pair.png`
+beside it.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def read_run(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """
     paths = [run / "scores" / f"{name}.csv" for name in ("blends", "observations")]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise SystemExit(f"{', '.join(missing)}: no such file; run `make multi`")
+        raise SystemExit(f"{', '.join(missing)}: no such file; run `make real-pair`")
     return tuple(pd.read_csv(path) for path in paths)
 
 
@@ -109,7 +110,7 @@ def draw_figure(joint: Path, alone: Path, path: Path) -> None:
 
 def main(joint: Path, alone: Path, out: Path) -> None:
     """Print and write the numbers, draw the figure."""
-    report = Report("make multi")
+    report = Report("make real-pair")
     report_run(report, "HST and HSC", joint)
     report_offset(report, joint)
     report_run(report, "HSC alone", alone)
