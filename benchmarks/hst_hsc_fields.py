@@ -50,7 +50,8 @@ ACS_SIGMA, ACS_MAGZERO = 2.59e-3, 25.94
 # Significance of pixels that are not free of sources [sigma]: HST has so many that 3 would take its noise too.
 LIT = {"HST": 4.0, "HSC": 3.0}
 GROWTH = {"HST": 5, "HSC": 2}  # and how far they are widened [pixel]
-REACH = {"HST": 3, "HSC": 2}  # of the correlation of noise [pixel]
+# Of the correlation of noise [pixel]; beyond, HST has less than 0.03, and every lag costs memory.
+REACH = 2
 THRESHOLD = 6.0  # of detection [sigma]
 SHARE, WHOLE = (
     2e-4,
@@ -317,7 +318,7 @@ def main(folder: Path, out: Path, seed: int) -> None:
             bands=bands,
             magzero=MAGZERO,
             wcs=one["wcs"],
-            correlation=correlation_of(one["image"], sky, REACH[name]),
+            correlation=correlation_of(one["image"], sky, REACH),
             mask=np.broadcast_to(masked, one["image"].shape) if name == "HSC" else None,
             catalog=catalogs[name]["id", "x", "y", "ra", "dec"],
         )
