@@ -16,7 +16,8 @@ band, and have neither a variance nor a zero point. What is made of that:
 - Sources are those that HST shows; its noise is correlated, so that significances are measured against the spread
   of the free pixels. HSC pixels outside HST's image, or lit by what HST does not show, are masked.
 
-`joint.tsv` lists HST, whose sources are then the catalog, and HSC; `alone.tsv` HSC, with what is detected in it alone.
+`joint.tsv` lists HST, whose sources are then the catalog, and HSC; `alone.tsv` HSC, with what is detected in it
+alone; `known.tsv` HSC with the sources of HST.
 """
 
 import argparse
@@ -53,10 +54,8 @@ GROWTH = {"HST": 5, "HSC": 2}  # and how far they are widened [pixel]
 # Of the correlation of noise [pixel]; beyond, HST has less than 0.03, and every lag costs memory.
 REACH = 2
 THRESHOLD = 6.0  # of detection [sigma]
-SHARE, WHOLE = (
-    2e-4,
-    5e-3,
-)  # of a footprint that is a source; that is a galaxy for photometry
+SHARE = 2e-4  # of a footprint that is a source
+WHOLE = 5e-3  # that is a galaxy for photometry
 APART = 1.0  # an HSC detection is an HST source if it is nearer than this [arcsec]
 SEGMENT = 2.5  # significance of the pixels of a segment [sigma]
 GALAXIES, SCATTER, BRIGHTEST = 20000, 0.1, 4  # simulated; [mag]; that tell zero points
@@ -322,13 +321,15 @@ def main(folder: Path, out: Path, seed: int) -> None:
             mask=np.broadcast_to(masked, one["image"].shape) if name == "HSC" else None,
             catalog=catalogs[name]["id", "x", "y", "ra", "dec"],
         )
-    lines = {
-        "joint": ["cosmos_pair\thst_cosmos_30mas\thst.fits"],
-        "alone": [],
+    found["id", "ra", "dec"].write(out / "hst_sources.csv", overwrite=True)
+    hsc = "cosmos_pair\thsc_cosmos\thsc.fits"
+    tables = {
+        "joint": ("cosmos_pair\thst_cosmos_30mas\thst.fits\t", f"{hsc}\t"),
+        "alone": (f"{hsc}\t",),
+        "known": (f"{hsc}\thst_sources.csv",),
     }
-    for name, rows in lines.items():
-        rows.append("cosmos_pair\thsc_cosmos\thsc.fits")
-        text = "\n".join(["field\tinstrument\tpath", *rows])
+    for name, rows in tables.items():
+        text = "\n".join(["field\tinstrument\tpath\tcatalog", *rows])
         (out / f"{name}.tsv").write_text(text + "\n")
     for k in order:
         colours = -2.5 * np.log10(counts[k] / sharp[k]) + zero
