@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: slurm multi benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -49,6 +49,7 @@ help:
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
 	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
+	@echo 'real-pair  the part of it with real HST and HSC images of BLENDEM_DATA'
 	@echo 'slurm      the workflow on a Slurm of one node, started for it; needs root and apt: results/slurm/'
 	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
@@ -206,9 +207,26 @@ multi: $(STAMP)
 	  --config run=transient_none 'simulate={transients: {share: 0}}'
 	$(BIN)/python benchmarks/transients.py
 	$(BIN)/python benchmarks/dust.py
+	@if [ -d "$${BLENDEM_DATA:-../shared/data}/hst_hsc_pair" ]; then $(MAKE) real-pair; else \
+	  echo 'no real pair: BLENDEM_DATA names no folder with hst_hsc_pair/; left out'; fi
 	echo '[]' > $(MULTI)/summary.json
 	$(BIN)/python benchmarks/collect.py $(MULTI)/summary.json $(MULTI)/observations.json \
-	  $(MULTI)/pairs.json $(MULTI)/transients.json $(MULTI)/dust.json
+	  $(MULTI)/pairs.json $(MULTI)/transients.json $(MULTI)/dust.json \
+	  $$(ls $(MULTI)/real_pair.json 2>/dev/null)
+
+# Real HST and HSC images of one patch of sky, jointly and HSC alone, with the prior of the simulated pair.
+PAIR_PRIOR := results/hst_hsc/prior/00.eqx
+
+real-pair: $(STAMP)
+	$(BIN)/python benchmarks/hst_hsc_fields.py "$${BLENDEM_DATA:-../shared/data}/hst_hsc_pair" \
+	  results/hst_hsc_fields
+	$(SNAKEMAKE) $(PAIR_PRIOR) --rerun-triggers mtime params --configfile config/hst_hsc.yaml
+	$(SNAKEMAKE) $(foreach made,scores/observations.csv figures/blends.png figures/field.png, \
+	  results/hst_hsc_real/$(made)) --configfile config/hst_hsc_real.yaml \
+	  --config 'prior={start: $(PAIR_PRIOR)}'
+	$(SNAKEMAKE) results/hsc_alone_real/scores/observations.csv --configfile config/hst_hsc_real.yaml \
+	  --config run=hsc_alone_real fields=results/hst_hsc_fields/alone.tsv 'prior={start: $(PAIR_PRIOR)}'
+	$(BIN)/python benchmarks/real_pair.py
 
 # Both cluster profiles on a real Slurm of one node, which this starts: root on Debian or Ubuntu.
 slurm: $(STAMP)

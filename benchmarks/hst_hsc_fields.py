@@ -14,9 +14,10 @@ band, and have neither a variance nor a zero point. What is made of that:
   are therefore no test of the prior. Fluxes are those of HST segments, brought to the PSF of HSC (TFIT,
   Laidler et al. 2007, PASP 119, 1325).
 - Sources are those that HST shows; its noise is correlated, so that significances are measured against the spread
-  of the free pixels. HSC pixels lit by what HST does not show are masked.
+  of the free pixels. HSC pixels outside HST's image, or lit by what HST does not show, are masked.
 
-`joint.tsv` lists HST, whose sources are then the catalog, and HSC; `alone.tsv` HSC, with what is detected in it alone.
+`joint.tsv` lists HST, whose sources are then the catalog, and HSC; `alone.tsv` HSC, with what is detected in it
+alone; `known.tsv` HSC with the sources of HST.
 """
 
 import argparse
@@ -47,10 +48,14 @@ HST, HSC = ("f814w",), ("g", "r", "i", "z", "y")
 # Standard deviation of a pixel of the COSMOS mosaic at 0.03" [counts per second], median of 70 cut-outs
 # (NOISE_VARIANCE of hst_cosmos_stamps.fits), and its zero point (Koekemoer et al. 2007, ApJS 172, 196).
 ACS_SIGMA, ACS_MAGZERO = 2.59e-3, 25.94
-LIT = 3.0  # significance of pixels that are not free of sources [sigma]
+# Significance of pixels that are not free of sources [sigma]: HST has so many that 3 would take its noise too.
+LIT = {"HST": 4.0, "HSC": 3.0}
 GROWTH = {"HST": 5, "HSC": 2}  # and how far they are widened [pixel]
-REACH = {"HST": 3, "HSC": 2}  # of the correlation of noise [pixel]
-THRESHOLD, SHARE = 5.0, 5e-3  # detection; share of a footprint that is a source
+# Of the correlation of noise [pixel]; beyond, HST has less than 0.03, and every lag costs memory.
+REACH = 2
+THRESHOLD = 6.0  # of detection [sigma]
+SHARE = 2e-4  # of a footprint that is a source
+WHOLE = 5e-3  # that is a galaxy for photometry
 APART = 1.0  # an HSC detection is an HST source if it is nearer than this [arcsec]
 SEGMENT = 2.5  # significance of the pixels of a segment [sigma]
 GALAXIES, SCATTER, BRIGHTEST = 20000, 0.1, 4  # simulated; [mag]; that tell zero points
@@ -103,10 +108,14 @@ def read_pair(folder: Path) -> dict:
 def measure_sky(
     image: Float[np.ndarray, "band height width"],
     psf: Float[np.ndarray, "band size size"],
+    lit: float,
     growth: int,
     iterations: int = 10,
 ) -> Sky:
-    """Sky, noise and significance, each from the pixels that the others leave free."""
+    """Sky, noise and significance, each from the pixels that the others leave free.
+
+    Free is what is further than `growth` pixels from all that is above `lit` sigma.
+    """
     first = [sigma_clipped_stats(plane, sigma=2.5, maxiters=20) for plane in image]
     level, _, sigma = np.array(first).T
     spread = 1.0
@@ -114,7 +123,7 @@ def measure_sky(
         flat = image - level[:, None, None]
         variance = np.broadcast_to(sigma[:, None, None] ** 2, image.shape)
         significance = detection_image(flat, variance, psf)
-        free = ~binary_dilation(significance > LIT * spread, iterations=growth)
+        free = ~binary_dilation(significance > lit * spread, iterations=growth)
         level, sigma = image[:, free].mean(axis=1), image[:, free].std(axis=1)
         spread = float(significance[free].std())
     return Sky(level, sigma, spread, significance / spread, free)
@@ -133,6 +142,7 @@ def find(
     image: Float[np.ndarray, "band height width"],
     psf: Float[np.ndarray, "band size size"],
     sky: Sky,
+    share: float = SHARE,
 ) -> Table:
     """Sources above `THRESHOLD`, with the noise as it is after the filter."""
     sigma = (sky.spread * sky.sigma)[:, None, None]
@@ -141,7 +151,7 @@ def find(
         np.broadcast_to(sigma**2, image.shape),
         psf,
         threshold=THRESHOLD,
-        deblend_cont=SHARE,
+        deblend_cont=share,
     )
 
 
@@ -169,15 +179,26 @@ def unmodelled(
     """Pixels of what is lit further than `limit` [pixel] from all known sources (y, x)."""
     found, parts = sep.extract(
         np.ascontiguousarray(sky.significance),
-        LIT,
+        LIT["HSC"],
         filter_kernel=None,
-        deblend_cont=SHARE,
+        deblend_cont=WHOLE,
         clean=False,
         segmentation_map=True,
     )
     away = [np.hypot(known[:, 0] - s["y"], known[:, 1] - s["x"]).min() for s in found]
-    mine = np.isin(parts, np.flatnonzero(np.array(away) > limit) + 1)
+    far = (np.array(away) > limit) & (found["peak"] > THRESHOLD)
+    mine = np.isin(parts, np.flatnonzero(far) + 1)
     return binary_dilation(mine, iterations=GROWTH["HSC"])
+
+
+def shown(one: dict, other: dict) -> Bool[np.ndarray, "height width"]:
+    """Pixels of an image whose middle another image shows."""
+    y, x = np.indices(one["image"].shape[1:]).reshape(2, -1)
+    at = other["wcs"].all_world2pix(one["wcs"].all_pix2world(np.c_[x, y], 0), 0)
+    height, width = other["image"].shape[1:]
+    away = np.abs(at - (np.array([width, height]) - 1) / 2)
+    inside = np.all(away < np.array([width, height]) / 2, axis=1)
+    return inside.reshape(one["image"].shape[1:])
 
 
 def matched_photometry(
@@ -253,9 +274,10 @@ def centred(
 def main(folder: Path, out: Path, seed: int) -> None:
     """Measure, calibrate, write."""
     pair = read_pair(folder)
-    skies = {k: measure_sky(v["image"], v["psf"], GROWTH[k]) for k, v in pair.items()}
+    skies = {
+        k: measure_sky(v["image"], v["psf"], LIT[k], GROWTH[k]) for k, v in pair.items()
+    }
     found = find(pair["HST"]["image"], pair["HST"]["psf"], skies["HST"])
-    positions = np.stack([found["y"], found["x"]], axis=-1)
     own = find(pair["HSC"]["image"], pair["HSC"]["psf"], skies["HSC"])
     ra, dec = pair["HST"]["wcs"].all_pix2world(found["x"], found["y"], 0)
     seen = np.stack(pair["HSC"]["wcs"].all_world2pix(ra, dec, 0)[::-1], axis=-1)
@@ -264,14 +286,16 @@ def main(folder: Path, out: Path, seed: int) -> None:
     masked = unmodelled(skies["HSC"], seen, limit)
     apart = np.hypot(own["y"][:, None] - seen[:, 0], own["x"][:, None] - seen[:, 1])
     outside = np.min(apart, axis=1) > limit
-    print(
-        f"{len(found)} sources in HST, {len(own)} in HSC, of which HST does not show"
-        f" {outside.sum()}: {masked.sum()} pixels of HSC are masked"
-    )
     own = own[~outside]
-    sharp, counts = matched_photometry(
-        pair, skies, segments(skies["HST"], positions), masked
+    # The joint fit takes what both show; alone HSC shall have no more.
+    masked |= ~shown(pair["HSC"], pair["HST"])
+    print(
+        f"{len(found)} sources in HST, {len(own)} in HSC and {outside.sum()} that HST does not"
+        f" show; {masked.sum()} pixels of HSC are masked"
     )
+    whole = find(pair["HST"]["image"], pair["HST"]["psf"], skies["HST"], WHOLE)
+    parts = segments(skies["HST"], np.stack([whole["y"], whole["x"]], axis=-1))
+    sharp, counts = matched_photometry(pair, skies, parts, masked)
     order = np.argsort(-sharp)[:BRIGHTEST]
     zero = zero_points(sharp[order], counts[order], stage_rng(seed, "zero_points"))
     gain = ACS_SIGMA / skies["HST"].sigma[0] * 10 ** (0.4 * (MAGZERO - ACS_MAGZERO))
@@ -293,22 +317,24 @@ def main(folder: Path, out: Path, seed: int) -> None:
             bands=bands,
             magzero=MAGZERO,
             wcs=one["wcs"],
-            correlation=correlation_of(one["image"], sky, REACH[name]),
+            correlation=correlation_of(one["image"], sky, REACH),
             mask=np.broadcast_to(masked, one["image"].shape) if name == "HSC" else None,
             catalog=catalogs[name]["id", "x", "y", "ra", "dec"],
         )
-    lines = {
-        "joint": ["cosmos_pair\thst_cosmos_30mas\thst.fits"],
-        "alone": [],
+    found["id", "ra", "dec"].write(out / "hst_sources.csv", overwrite=True)
+    hsc = "cosmos_pair\thsc_cosmos\thsc.fits"
+    tables = {
+        "joint": ("cosmos_pair\thst_cosmos_30mas\thst.fits\t", f"{hsc}\t"),
+        "alone": (f"{hsc}\t",),
+        "known": (f"{hsc}\thst_sources.csv",),
     }
-    for name, rows in lines.items():
-        rows.append("cosmos_pair\thsc_cosmos\thsc.fits")
-        text = "\n".join(["field\tinstrument\tpath", *rows])
+    for name, rows in tables.items():
+        text = "\n".join(["field\tinstrument\tpath\tcatalog", *rows])
         (out / f"{name}.tsv").write_text(text + "\n")
-    colours = -2.5 * np.log10(counts / sharp[:, None]) + zero
     for k in order:
+        colours = -2.5 * np.log10(counts[k] / sharp[k]) + zero
         mag = ACS_MAGZERO - 2.5 * np.log10(sharp[k] * ACS_SIGMA / skies["HST"].sigma[0])
-        print(f"source {k}: F814W {mag:.2f}, grizy - F814W {np.round(colours[k], 2)}")
+        print(f"galaxy {k}: F814W {mag:.2f}, grizy - F814W {np.round(colours, 2)}")
 
 
 if __name__ == "__main__":

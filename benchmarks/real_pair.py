@@ -1,10 +1,11 @@
 """The real pair of HST and HSC, fitted jointly, beside HSC alone: are residuals noise?
 
-    make multi
+    make real-pair
 
-Reads the runs `hst_hsc_real` and `hsc_alone_real` (the same files, settings and prior without the row of HST), and
-writes chi2 per pixel, autocorrelation of residuals and of noise, the offset between the two astrometric
-frames and the number of sources to `results/multi/real_pair.json`, and the figure `real_pair.png` beside it.
+Reads the runs `hst_hsc_real`, `hsc_alone_real` (settings and prior the same, without HST and with what HSC alone
+detects) and `hsc_known_real` (without HST, but with the sources that it shows), and writes chi2 per pixel, autocorrelation of residuals and of noise, the offset between the two
+astrometric frames and the number of sources to `results/multi/real_pair.json`, and the figure `real_pair.png`
+beside it.
 """
 
 import argparse
@@ -18,10 +19,16 @@ from records import Report
 
 from blendem import plot
 from blendem.io.priors import read_prior
+from blendem.io.products import read_table
 from blendem.plot.inputs import SeenField, display_bands, read_field, save
 
-FIELD, STRETCH, LIMIT = "cosmos_pair", 8.0, 5.0  # [noise sigma]
+FIELD, HSC = "cosmos_pair", ("g", "r", "i", "z", "y")
 RGB, PULL = ("i", "r", "g"), "i"  # bands that are shown of HSC
+STRETCH, GREY, LIMIT = (
+    8.0,
+    3.0,
+    5.0,
+)  # of colours, of one band, of residuals [noise sigma]
 
 
 def read_run(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -32,7 +39,7 @@ def read_run(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """
     paths = [run / "scores" / f"{name}.csv" for name in ("blends", "observations")]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise SystemExit(f"{', '.join(missing)}: no such file; run `make multi`")
+        raise SystemExit(f"{', '.join(missing)}: no such file; run `make real-pair`")
     return tuple(pd.read_csv(path) for path in paths)
 
 
@@ -68,7 +75,8 @@ def report_offset(report: Report, run: Path) -> None:
 def draw(axes: plot.Panels, seen: SeenField, title: str) -> None:
     """Data, model, and residual over sigma of one observation."""
     rgb = display_bands(seen.bands, RGB)
-    look = {"rgb": rgb, "stretch": STRETCH * seen.noise(rgb), "q": 8.0}
+    stretch = (GREY if len(seen.bands) == 1 else STRETCH) * seen.noise(rgb)
+    look = {"rgb": rgb, "stretch": stretch, "q": 8.0}
     for ax, image in zip(axes, (seen.image, seen.model), strict=False):
         ax.imshow(plot.lupton(image, seen.bands, **look), origin="lower")
     y, x = seen.positions.T
@@ -83,6 +91,18 @@ def draw(axes: plot.Panels, seen: SeenField, title: str) -> None:
         ax.set(xticks=[], yticks=[], xlabel="")
         ax.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5))
     axes[2].set_ylabel("")
+
+
+def report_errors(report: Report, joint: Path, known: Path) -> None:
+    """How much smaller the errors of HSC fluxes are with the pixels of HST, same sources."""
+    one, other = (
+        read_table(run / "catalog" / f"{FIELD}.fits")[0].to_pandas().set_index("id")
+        for run in (joint, known)
+    )
+    for b in HSC:
+        ratio = other[f"flux_err_{b}"] / one[f"flux_err_{b}"]
+        name = f"flux errors in {b}: with positions of HST over with its pixels, median"
+        report.say(name, ratio.median(), n=ratio.count())
 
 
 def draw_figure(joint: Path, alone: Path, path: Path) -> None:
@@ -107,12 +127,14 @@ def draw_figure(joint: Path, alone: Path, path: Path) -> None:
         save(figure, path, 300)
 
 
-def main(joint: Path, alone: Path, out: Path) -> None:
+def main(joint: Path, alone: Path, known: Path, out: Path) -> None:
     """Print and write the numbers, draw the figure."""
-    report = Report("make multi")
+    report = Report("make real-pair")
     report_run(report, "HST and HSC", joint)
     report_offset(report, joint)
     report_run(report, "HSC alone", alone)
+    report_run(report, "HSC with the sources of HST", known)
+    report_errors(report, joint, known)
     report.write(out)
     draw_figure(joint, alone, out.with_suffix(".png"))
 
@@ -121,8 +143,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--joint", type=Path, default=Path("results/hst_hsc_real"))
     parser.add_argument("--alone", type=Path, default=Path("results/hsc_alone_real"))
+    parser.add_argument("--known", type=Path, default=Path("results/hsc_known_real"))
     parser.add_argument(
         "--out", type=Path, default=Path("results/multi/real_pair.json")
     )
     arguments = parser.parse_args()
-    main(arguments.joint, arguments.alone, arguments.out)
+    main(arguments.joint, arguments.alone, arguments.known, arguments.out)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from astropy.wcs import WCS
 from jaxtyping import Bool, Float, Int
@@ -42,7 +43,7 @@ def score_residual(
     pull = np.where(used, residual / np.sqrt(np.where(used, variance, 1)), 0)
     white, noise = pull, np.zeros(len(pull))
     if observation.correlation is not None:
-        known = np.where(used, residual, 0).astype(np.float32)
+        known = jnp.asarray(np.where(used, residual, 0), jnp.float32)
         white = np.asarray(observation.whitening(known))
         middle = observation.correlation.shape[-1] // 2
         noise = np.asarray(observation.correlation[:, middle, middle + 1], float)
