@@ -156,6 +156,11 @@ def test_the_galaxy_that_outgrows_its_stamp_is_the_one_that_is_magnified():
         )
         zoom = cut.blend.zoom
         assert (None if zoom is None else list(zoom)) == expected
+    # Of what the largest stamp does not hold the neighbours get nothing, and the flag stays.
+    options["stamp"] = 17
+    (cut,) = extract([field], positions, [Bucket(4, 96)], magnify=2, **options)
+    assert list(cut.blend.zoom) == [1, 0, 0, 0]
+    assert cut.flags == SourceFlag.BEYOND_STAMP
     small = blob(positions, (2.0, 1.5, 1.5))
     (cut,) = extract([small], positions, [Bucket(4, 96)], magnify=4, **options)
     assert cut.blend.zoom is None and cut.flags == 0

@@ -130,7 +130,7 @@ def main(
                     :, :height, :width
                 ]
         order = [basis.bands.index(b) for b in observed.bands]
-        most = data.zoom[chosen].max(initial=0)
+        most = int(data.zoom[chosen].max(initial=0))
         side = magnified_side(basis.mean.shape[-1], most)
         write_models(
             path_models,

@@ -138,7 +138,8 @@ def choose_zoom(
 
     Light is beyond the stamps where `BEYOND_PIXELS` or more pixels of `region` are outside all
     of them. One galaxy after the other gets the next larger stamp, first the one with the most
-    light there that is symmetric about its centre, as that of galaxies is for the most part.
+    light there that is symmetric about its centre, as that of galaxies is for the most part. Where
+    it has the largest stamp already, the light that a larger one would hold stays outside.
 
     Args:
         region: Detected pixels of the blend.
@@ -148,20 +149,28 @@ def choose_zoom(
         half: Half sides of the stamps with what the PSF adds [pixel], for each zoom from 0 on.
     """
     zoom, largest = np.zeros(len(positions), int), len(half) - 1
+    half = np.concatenate([half, 2 * half[-1:]])
+    lost = np.zeros_like(region)
     while True:
-        outside = region.copy()
+        outside = region & ~lost
         for k, position in enumerate(positions):
             outside[_box(position, half[zoom[k], k])] = False
         if outside.sum() < BEYOND_PIXELS:
-            return zoom, False
+            return zoom, bool(lost.any())
         gain = np.zeros(len(zoom))
-        for k in np.flatnonzero(~is_star & (zoom < largest)):
+        for k in np.flatnonzero(~is_star):
             reached = np.zeros_like(outside)
             reached[_box(positions[k], half[zoom[k] + 1, k])] = True
             gain[k] = _symmetric(significance, outside & reached, positions[k])
         if not gain.any():
             return zoom, True
-        zoom[np.argmax(gain)] += 1
+        best = int(np.argmax(gain))
+        if zoom[best] < largest:
+            zoom[best] += 1
+        else:
+            lost[_box(positions[best], half[-1, best])] |= outside[
+                _box(positions[best], half[-1, best])
+            ]
 
 
 def _box(position: Float[np.ndarray, " 2"], half: float) -> tuple[slice, slice]:
