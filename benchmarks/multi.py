@@ -22,6 +22,7 @@ from blendem.inference.batch import statistics_of
 from blendem.inference.posterior import posterior, unpad
 from blendem.inference.rescale import refine_stack
 from blendem.inference.statistics import STAR_SPREAD, Settings
+from blendem.io.blends import signature
 from blendem.io.priors import gaussian_of, read_prior
 from blendem.noise import draw_noise, estimate_correlation
 from blendem.rng import stage_rng
@@ -50,8 +51,7 @@ def posteriors(blends, basis, prior, settings: Settings):
     """Statistics and Gaussian posterior of every blend, stacked by shape."""
     groups = {}
     for blend in blends:
-        shape = (len(blend.present), blend.observations[0].image.shape)
-        groups.setdefault(shape, []).append(blend)
+        groups.setdefault(signature(blend), []).append(blend)
     for group in groups.values():
         together = stack(group, len(group))
         sums = statistics_of(together, basis, settings, 4)

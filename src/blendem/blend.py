@@ -7,7 +7,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from blendem.observation import Observation, Sampling
 
@@ -23,6 +23,8 @@ class Blend(eqx.Module):
         shines: For variable stars, the planes (bands of all observations in their order) in which
             they shine; in others they are known to be off. False for all other sources,
             `(source, plane)`. None: the blend has no variable star.
+        zoom: Sources whose stamps are those of the prior magnified by 2^zoom, `(source,)`. None:
+            no source outgrows its stamp.
     """
 
     observations: tuple[Observation, ...]
@@ -30,6 +32,7 @@ class Blend(eqx.Module):
     is_star: Bool[Array | np.ndarray, " source"]
     present: Bool[Array | np.ndarray, " source"]
     shines: Bool[Array | np.ndarray, "source plane"] | None = None
+    zoom: Int[Array | np.ndarray, " source"] | None = None
 
     @property
     def is_variable(self) -> Bool[Array | np.ndarray, " source"]:
@@ -126,6 +129,7 @@ def pad_sources(
     is_star: Bool[np.ndarray, " source"],
     sources: int,
     shines: Bool[np.ndarray, "source plane"] | None = None,
+    zoom: Int[np.ndarray, " source"] | None = None,
 ) -> Blend:
     """A blend padded to `sources` sources; padding sits at the first source."""
     n = len(centers)
@@ -135,7 +139,14 @@ def pad_sources(
     star[:n] = is_star
     if shines is not None:
         shines = np.pad(shines, [(0, sources - n), (0, 0)])
-    return Blend(observations, padded, star, np.arange(sources) < n, shines)
+    if zoom is not None:
+        zoom = np.pad(zoom, (0, sources - n)).astype(np.int32)
+    return Blend(observations, padded, star, np.arange(sources) < n, shines, zoom)
+
+
+def largest_zoom(blends: Blend) -> int:
+    """Largest `zoom` of a blend or of stacked ones, which have one program."""
+    return 0 if blends.zoom is None else int(np.max(blends.zoom))
 
 
 def stack(blends: Sequence[Blend], batch: int) -> Blend:

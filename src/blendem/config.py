@@ -493,6 +493,11 @@ class BlendsConfig(Section):
     )
     batch: PositiveInt = Field(4, description="blends computed at once")
     margin: NonNegativeInt = Field(4, description="margin around a footprint [pixel]")
+    magnify: Literal[1, 2, 4] = Field(
+        2,
+        description="largest factor by which the stamps of the prior are magnified for a galaxy that"
+        " reaches beyond its own; tier unet: none",
+    )
 
 
 class InferConfig(Section):

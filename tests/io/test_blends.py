@@ -1,5 +1,7 @@
 """Sets of blends on disk."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -27,10 +29,16 @@ def make(rng, size, sources, band_index=(0, 1), same_grid=True):
     return pad_sources((observation,), centers, np.array([True]), sources)
 
 
+def grow(blend):
+    """Its first source takes stamps that are magnified twice."""
+    zoom = np.array([1] + [0] * (len(blend.present) - 1), np.int32)
+    return replace(blend, zoom=zoom)
+
+
 @pytest.fixture
 def blends(rng):
     small = [make(rng, 8, 2) for _ in range(2)]
-    other = [make(rng, 10, 3, (1,), False)]
+    other = [grow(make(rng, 10, 3, (1,), False))]
     table = {
         "stack": np.array([1, 0, -1, 0]),
         "index": np.array([0, 1, 0, 0]),
@@ -39,7 +47,12 @@ def blends(rng):
     rows = [other[0], small[1], None, small[0]]
     saved = BlendSet(
         [stack(small, 2), stack(other, 1)],
-        {"id": np.array([7, 8]), "field": np.array(["a", "b"])},
+        {
+            "id": np.array([7, 8, 9]),
+            "field": np.array(["a", "b", "b"]),
+            "blend": np.array([0, 1, 2]),
+            "slot": np.array([0, 0, 0]),
+        },
         table,
         {"a": {"magzero": 27.0, "bands": ["g", "i"], "wcs": ""}},
         {"bands": ["g", "i"], "psf_sigma": 0.7},
@@ -61,6 +74,7 @@ def test_blends_come_back_row_by_row(blends, tmp_path):
         for a, b in zip(jax.tree.leaves(blend), jax.tree.leaves(expected), strict=True):
             assert np.asarray(a).dtype == b.dtype
             np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(read.zoom, [1, 0, 0])
     assert read.fields == saved.fields and read.attrs == saved.attrs
     for name in ("sources", "blends"):
         for column, values in getattr(saved, name).items():
@@ -70,6 +84,7 @@ def test_blends_come_back_row_by_row(blends, tmp_path):
 def test_signature_tells_programs_apart(rng):
     base = signature(make(rng, 8, 2))
     assert base == signature(make(rng, 8, 2))
+    assert base != signature(grow(make(rng, 8, 2)))
     others = [(10, 2), (8, 3), (8, 2, (0,)), (8, 2, (0, 2)), (8, 2, (0, 1), False)]
     found = {signature(make(rng, *arguments)) for arguments in others}
     assert len(found) == len(others) and base not in found

@@ -1,6 +1,7 @@
 """Products: what is written comes back, with units and provenance."""
 
 import os
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from blendem.io.products import (
 )
 from blendem.io.table import InputError
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import magnify
 
 META = {"METHOD": "gaussian", "PRIOR": "ab12", "CONFIG": "cd34", "VERSION": "0.1.0"}
 # Shape errors are ValueErrors, or TypeErrors where jaxtyping checks arguments first.
@@ -184,13 +186,14 @@ def samples():
         z=rng.normal(size=(4, 2, 3)).astype(np.float32),
         prior_sha256="ab" * 32,
         attrs={"config": "cd34", "bands": ["g", "r"]},
+        zoom=np.array([0, 0]),
     )
 
 
 def test_samples_round_trip(tmp_path, samples):
     write_samples(tmp_path / "s.h5", samples)
     back = read_samples(tmp_path / "s.h5")
-    for name in ("ids", "blend", "is_star", "centers", "scale", "mean", "z"):
+    for name in ("ids", "blend", "is_star", "centers", "scale", "mean", "z", "zoom"):
         np.testing.assert_array_equal(getattr(back, name), getattr(samples, name))
     assert (back.prior_sha256, back.attrs) == (samples.prior_sha256, samples.attrs)
 
@@ -229,6 +232,16 @@ def test_samples_refuse_another_basis(samples, basis):
     )
     with pytest.raises(ValueError, match="3 modes, the basis 2"):
         samples.images(fewer, 0)
+
+
+def test_images_of_a_magnified_galaxy_are_those_of_the_large_stamps(samples, basis):
+    grown = replace(samples, zoom=np.array([1, 0]))
+    images, large = grown.images(basis, 0), magnify(basis, 1)
+    expected = 100.0 * (
+        large.mean + np.tensordot(samples.z[:, 0], np.asarray(large.modes), axes=1)
+    )
+    np.testing.assert_allclose(images, expected, atol=1e-5 * np.abs(expected).max())
+    assert grown.images(basis, 1).shape == samples.images(basis, 1).shape
 
 
 def test_samples_of_inconsistent_shapes_are_refused(samples):

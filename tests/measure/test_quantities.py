@@ -12,6 +12,7 @@ from blendem.measure.quantities import (
 )
 from blendem.measure.shapes import measure_shapes
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import magnify
 
 BANDS = ("g", "r", "i")
 SIDE, SCALE = 21, 0.2
@@ -43,6 +44,36 @@ def basis(rng):
 def draws(rng, n=6, n_draws=5):
     z = np.abs(rng.normal(size=(n_draws, n, 4))) * [0.3, 0.3, 1, 1]
     return z.astype(np.float32), rng.uniform(5, 50, n)
+
+
+def test_magnified_galaxies_are_measured_on_their_stamps(basis, rng):
+    z, scale = draws(rng)
+    zoom = np.array([0, 1, 0, 0, 1, 0])
+    found = posterior_quantities(basis, scale, z, "i", zoom=zoom)
+    large = magnify(basis, 1)
+    alone = posterior_quantities(basis, scale, z, "i")
+    for name in found:
+        np.testing.assert_array_equal(
+            found[name][:, zoom == 0], alone[name][:, zoom == 0]
+        )
+    for d in range(len(z)):
+        images = scale[:, None, None, None] * (
+            large.mean + np.einsum("ki,ibyx->kbyx", z[d], large.modes)
+        )
+        shapes = measure_shapes(images[:, 2].astype(np.float32), SCALE)
+        for k in np.flatnonzero(zoom):
+            for i, b in enumerate(BANDS):
+                expected = images[k, i].sum()
+                np.testing.assert_allclose(
+                    found[f"flux_{b}"][d, k], expected, rtol=1e-5
+                )
+            for name in SHAPES:
+                np.testing.assert_allclose(
+                    found[name][d, k], shapes[name][k], rtol=1e-3
+                )
+    # As wide again, but for the PSF of the model, which is not magnified.
+    ratio = (found["size"] / alone["size"])[:, zoom > 0]
+    assert np.all((ratio > 1.7) & (ratio < 2.05))
 
 
 @pytest.mark.parametrize("chunk", [4096, 11, 1])

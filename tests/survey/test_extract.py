@@ -137,9 +137,33 @@ def test_blends_with_a_galaxy_larger_than_its_stamp_are_flagged(group):
         return cut.flags
 
     assert flags(stamp=33) == SourceFlag.BEYOND_STAMP
+    # Magnified twice it reaches 33 pixels, with the PSF 37.
+    assert flags(stamp=33, magnify=2) == 0
+    assert flags(stamp=17, magnify=2) == SourceFlag.BEYOND_STAMP
+    assert flags(stamp=17, magnify=4) == 0
     assert flags(stamp=71) == 0 and flags() == 0
     # Model pixels half as wide: the stamp covers half as much of the sky.
     assert flags(stamp=71, pixel_scale=0.1) == SourceFlag.BEYOND_STAMP
+
+
+def test_the_galaxy_that_outgrows_its_stamp_is_the_one_that_is_magnified():
+    positions = np.array([[40.0, 40.0], [40.0, 48.0], [66.0, 40.0]])
+    field = blob(positions, (9.0, 1.5, 1.5))
+    options = {"group": "field", "stamp": 33, "max_sources": 4}
+    for magnify, expected in ((1, None), (2, [1, 0, 0, 0]), (4, [1, 0, 0, 0])):
+        (cut,) = extract(
+            [field], positions, [Bucket(4, 96)], magnify=magnify, **options
+        )
+        zoom = cut.blend.zoom
+        assert (None if zoom is None else list(zoom)) == expected
+    # Of what the largest stamp does not hold the neighbours get nothing, and the flag stays.
+    options["stamp"] = 17
+    (cut,) = extract([field], positions, [Bucket(4, 96)], magnify=2, **options)
+    assert list(cut.blend.zoom) == [1, 0, 0, 0]
+    assert cut.flags == SourceFlag.BEYOND_STAMP
+    small = blob(positions, (2.0, 1.5, 1.5))
+    (cut,) = extract([small], positions, [Bucket(4, 96)], magnify=4, **options)
+    assert cut.blend.zoom is None and cut.flags == 0
 
 
 def test_a_star_may_be_seen_beyond_its_stamp():
@@ -150,4 +174,4 @@ def test_a_star_may_be_seen_beyond_its_stamp():
         (cut,) = extract_blends(
             [field], positions, np.array([star]), [Bucket(2, 96)], stamp=3, **options
         )
-        assert cut.flags == expected
+        assert cut.flags == expected and cut.blend.zoom is None

@@ -1,10 +1,17 @@
 # From fields to blends, statistics, posteriors and catalogs: many blends per job.
 
 
+BLENDS = CONFIG.blends.model_dump()
+if CONFIG.prior.tier == "unet":
+    # Its pixels are those of its own stamps.
+    BLENDS["magnify"] = 1
+
+
 rule extract_blends:
     input:
         code=modules(
             "blend",
+            "prior/magnify",
             "frame",
             "noise",
             "survey/extract",
@@ -26,7 +33,7 @@ rule extract_blends:
     threads: CHUNK_THREADS
     params:
         rows=lambda wildcards: rows_of(wildcards.chunk),
-        blends=CONFIG.blends.model_dump(),
+        blends=BLENDS,
         detect=CONFIG.detect.model_dump(),
         frame=CONFIG.frame.model_dump(),
         noise=CONFIG.noise.model_dump(),
@@ -37,7 +44,12 @@ rule extract_blends:
 rule compute_statistics:
     input:
         code=modules(
-            "inference/statistics", "inference/amplitude", "renderer", "psf", "noise"
+            "inference/statistics",
+            "inference/amplitude",
+            "prior/magnify",
+            "renderer",
+            "psf",
+            "noise",
         ),
         blends=f"{OUT}/blends/{{chunk}}.h5",
         basis=BASIS,

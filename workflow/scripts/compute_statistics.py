@@ -65,9 +65,15 @@ def main(
             stack.present.shape[1],
             time.perf_counter() - begin,
         )
-    # One choice for all laps: EM must not change its data.
+    # One choice for all laps: EM must not change its data. Galaxies that are magnified are none
+    # of the stamps that it learns.
+    magnified = np.zeros(len(data.blends["field"]), bool)
+    magnified[data.sources["blend"][data.zoom > 0]] = True
     arrays["in_em"] = np.array(
-        [s is not None and _fits(s, model, max_chi2) for s in unstack(arrays, data)]
+        [
+            s is not None and not large and _fits(s, model, max_chi2)
+            for s, large in zip(unstack(arrays, data), magnified, strict=True)
+        ]
     )
     LOG.info("%d of %d blends enter EM", arrays["in_em"].sum(), len(arrays["in_em"]))
     attrs = {

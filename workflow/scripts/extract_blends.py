@@ -107,6 +107,7 @@ def main(
             margin=config.margin,
             pixel_scale=frame.pixel_scale,
             stamp=frame.stamp,
+            magnify=config.magnify,
             shines=shines,
         )
         for number, cut in enumerate(cuts):

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from astropy.table import Table
 
-from blendem.blend import Blend
+from blendem.blend import Blend, largest_zoom
 from blendem.config import BlendsConfig, InferConfig
 from blendem.inference.amplitude import plane_scale
 from blendem.inference.batch import render_of
@@ -42,6 +42,7 @@ from blendem.measure.sources import (
     source_images,
 )
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import decode_modes, fit_side, kinds_of, magnified_side
 from blendem.survey.extract import SourceFlag
 
 LOG = logging.getLogger(__name__)
@@ -129,12 +130,14 @@ def main(
                     :, :height, :width
                 ]
         order = [basis.bands.index(b) for b in observed.bands]
+        most = int(data.zoom[chosen].max(initial=0))
+        side = magnified_side(basis.mean.shape[-1], most)
         write_models(
             path_models,
-            sources=table["id", "x", "y", "blend"],
+            sources=table["id", "x", "y", "blend", "magnification"],
             bands=basis.bands,
-            model_mean=sources["mean"][chosen],
-            model_std=sources["std"][chosen],
+            model_mean=fit_side(sources["mean"][chosen], side),
+            model_std=fit_side(sources["std"][chosen], side),
             observed_mean=rendered["mean"][chosen],
             observed_std=rendered["std"][chosen],
             corner=rendered["corner"][chosen],
@@ -164,6 +167,7 @@ def main(
                 light_curves=np.concatenate([curves[k].draws for k in varying], axis=1)
                 if varying
                 else None,
+                zoom=data.zoom[chosen],
             ),
         )
     table = (
@@ -242,14 +246,17 @@ def _measure(
 
     `variable` holds the bands in which each variable source has data while it shines.
     """
-    n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
+    n, n_bands = len(data.sources["id"]), len(basis.mean)
+    zoom, kinds = data.zoom, kinds_of(basis, data.zoom)
+    # All stamps have the side of the largest; what is not magnified is zero outside.
+    stamp = kinds[-1].mean.shape[-1]
     draws = post["z"].shape[0]
     reference = basis.bands.index(infer.reference_band)
     is_star = data.sources["type"] != "galaxy"
     mean = np.full((n, n_bands, stamp, stamp), np.nan, np.float32)
     std, scale = mean.copy(), np.full(n, np.nan)
     flux = np.full((draws, n, n_bands), np.nan)
-    shape_draws = np.full((n, draws, stamp, stamp), np.nan, np.float32)
+    shape_draws = [[] for _ in kinds]
     center = np.full((n, 2), np.nan)
     moved = np.zeros(n, bool)
     seen = np.zeros((n, n_bands), bool)
@@ -270,16 +277,17 @@ def _measure(
         seen[k] = in_stack[stack][index] & variable.get(k, True)
         scale[k] = group["scale"][index, slot]
         images = source_images(
-            basis,
+            kinds[zoom[k]],
             float(scale[k]),
             bool(is_star[k]),
             post["mean"][k],
             post["z"][:, k],
             reference,
         )
-        mean[k], std[k], flux[:, k] = images.mean, images.std, images.flux
+        mean[k], std[k] = fit_side(images.mean, stamp), fit_side(images.std, stamp)
+        flux[:, k] = images.flux
         if seen[k, reference]:
-            shape_draws[k] = images.reference
+            shape_draws[zoom[k]].append((k, images.reference))
         center[k] = (
             group["centers"][index, slot] + infer.centroid_sigma * post["shift"][k]
         )
@@ -302,13 +310,14 @@ def _measure(
         basis.bands,
         magzero,
     )
-    shapes = shape_columns(shape_draws, is_star, pixel_scale)
+    shapes = _shapes(shape_draws, is_star, pixel_scale)
     flags = data.sources["flags"].astype(int)
     no_shape = shapes.pop("no_shape") | (~is_star & ~seen[:, reference])
     flags[no_shape & np.isfinite(scale)] |= SourceFlag.NO_SHAPE
     flags[moved] |= SourceFlag.OFF_CENTER
     flags[np.isnan(scale) & (flags & SourceFlag.TOO_LARGE == 0)] |= SourceFlag.FAILED
     columns |= shapes
+    columns["magnification"] = 2**zoom
     columns["n_samples"] = np.where(np.isnan(scale), 0, draws)
     columns["flags"] = flags
     return {
@@ -322,17 +331,35 @@ def _measure(
     }
 
 
+def _shapes(
+    draws: list[list], is_star: np.ndarray, pixel_scale: float
+) -> dict[str, np.ndarray]:
+    """Columns of shapes from rows and their draws, apart for each side of the stamps."""
+    columns = shape_columns(
+        np.full((len(is_star), 1, 1, 1), np.nan, np.float32), is_star, pixel_scale
+    )
+    for group in filter(None, draws):
+        rows = np.array([k for k, _ in group])
+        images = np.stack([one for _, one in group])
+        found = shape_columns(images, is_star[rows], pixel_scale)
+        for name, values in found.items():
+            columns[name][rows] = values
+    return columns
+
+
 def _render(
     data: BlendSet, basis: Basis, sources: dict, post: dict, batch: int
 ) -> dict:
     """Posterior mean of every source as its blend's first observation sees it; of blends, as
     every observation does."""
-    n, (n_bands, stamp) = len(data.sources["id"]), basis.mean.shape[:2]
+    n, n_bands = len(data.sources["id"]), len(basis.mean)
+    zoom, kinds = data.zoom, kinds_of(basis, data.zoom)
     scales = [
         np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
         for stack in data.stacks
     ]
     # Stamps are model pixels, images are observed ones; odd.
+    stamp = kinds[-1].mean.shape[-1]
     side = 2 * int(np.ceil(stamp / min(scales, default=1.0) / 2 - 0.5)) + 1
     side += OBSERVED_MARGIN
     out = {
@@ -343,7 +370,6 @@ def _render(
         "observed": [None] * len(data.blends["field"]),
     }
     seen_mean, star_error = _as_seen(data, sources, basis, 0)
-    modes = np.asarray(basis.modes).reshape(len(basis.modes), -1)
     draws = post["z"][: min(STD_DRAWS, len(post["z"]))]
     for number, stack in enumerate(data.stacks):
         padded = stack.present.shape[1]
@@ -351,11 +377,12 @@ def _render(
         rows = rows[np.argsort(data.blends["index"][rows])]
         members = [data.members(row) for row in rows]
         centers = np.asarray(stack.centers).copy()
+        stamp = kinds[largest_zoom(stack)].mean.shape[-1]
 
-        def place(values, members=members, padded=padded):
+        def place(values, members=members, padded=padded, stamp=stamp):
             images = np.zeros((len(members), padded, n_bands, stamp, stamp), np.float32)
             for i, m in enumerate(members):
-                images[i, : len(m)] = np.nan_to_num(values[m])
+                images[i, : len(m)] = np.nan_to_num(fit_side(values[m], stamp))
             return images
 
         for i, m in enumerate(members):
@@ -377,11 +404,10 @@ def _render(
         for z in draws:
             delta = np.zeros((n, n_bands, stamp, stamp), np.float32)
             used = np.concatenate(members)
-            step = (
-                np.nan_to_num(z[used] - post["mean"][used]).astype(np.float32) @ modes
-            )
-            step *= np.nan_to_num(sources["scale"][used])[:, None].astype(np.float32)
-            delta[used] = step.reshape(-1, n_bands, stamp, stamp)
+            step = np.nan_to_num(z[used] - post["mean"][used]).astype(np.float32)
+            delta[used] = decode_modes(kinds, zoom[used], step, stamp)
+            amplitude = np.nan_to_num(sources["scale"][used]).astype(np.float32)
+            delta[used] *= amplitude[:, None, None, None]
             delta[sources["is_star"]] = 0.0  # their deviation follows from the flux
             seen = render_of(stack, place(delta), centers, sigma, batch)[0]
             total += seen
@@ -426,7 +452,7 @@ def _as_seen(
     if not sources["curves"]:
         return images, errors
     images = images.copy()
-    point = point_image(basis.mean.shape[-1], float(basis.psf_sigma))
+    point = point_image(images.shape[-1], float(basis.psf_sigma))
     for k, curve in sources["curves"].items():
         stack = data.stacks[data.place(k)[0]]
         bands = list(stack.observations[observation].band_index)

@@ -14,6 +14,7 @@ from blendem.io.products import read_samples, read_table
 from blendem.io.truth import read_truth
 from blendem.logs import configure_logging
 from blendem.plot.inputs import cutout, read_field, save, shown_side
+from blendem.prior.magnify import fit_side
 
 
 def main(
@@ -62,14 +63,15 @@ def main(
             side = 2 * int(part * ratio / 2) + 1
             truth = None
             if truths:
-                truth = true_image(truths[path], source["id"], band)[inner, inner]
+                truth = true_image(truths[path], source["id"], band)
+                truth = fit_side(truth, len(mean))[inner, inner]
             at = seen.positions[row]
             plot.plot_source_row(
                 axes,
                 cutout(seen.image[plane], at, side),
                 mean[inner, inner],
                 field.stds[row, index][inner, inner],
-                draws.images(basis, k)[:, index, inner, inner],
+                fit_side(draws.images(basis, k)[:, index], len(mean))[:, inner, inner],
                 cutout(seen.pull[plane], at, side),
                 truth=truth,
                 unit=f"{field.unit or 'flux'} / pixel",

@@ -23,6 +23,7 @@ from blendem.measure.quantities import (
     truth_quantities,
 )
 from blendem.measure.scores import score_light_curves, score_sources
+from blendem.prior.magnify import fit_side
 
 
 def main(
@@ -82,9 +83,12 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
     table = read_table(catalog)[0].to_pandas()
     known = read_truth(truth)
     true, bands = known.table, known.bands
+    grown = table.set_index("id")["magnification"].reindex(true["id"]).to_numpy() > 1
     for b in bands:
-        # Light beyond the stamp is in no model: `stamp_fraction` of the truth tells it.
-        true[f"flux_{b}"] = true[f"flux_model_{b}"]
+        # Light beyond the stamp is in no model: `stamp_fraction` of the truth tells it. Magnified
+        # stamps are to hold all of it.
+        inside = true[f"flux_model_{b}"]
+        true[f"flux_{b}"] = np.where(grown, true[f"flux_{b}"], inside)
         true[f"mag_{b}"] = known.magzero - 2.5 * np.log10(true[f"flux_{b}"])
     # The truth goes through the same functions as the catalog: definitions cancel.
     star = np.asarray(true["type"]) != "galaxy"
@@ -95,10 +99,18 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         reference_band,
         is_star=star,
     )
-    true = true.assign(**{name: measured[name] for name in SHAPES})
+    # The true image ends at the stamp, and so does its shape.
+    true = true.assign(
+        **{name: np.where(grown, np.nan, measured[name]) for name in SHAPES}
+    )
     drawn = read_samples(samples)
     draws = posterior_quantities(
-        basis, drawn.scale, drawn.z, reference_band, is_star=drawn.is_star
+        basis,
+        drawn.scale,
+        drawn.z,
+        reference_band,
+        is_star=drawn.is_star,
+        zoom=drawn.zoom,
     )
     table["field"] = true["field"] = catalog.stem
     images = read_models(models)
@@ -108,7 +120,7 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
         bands,
         keys=("field", "id"),
         samples={name: draws[name] for name in quantity_names(bands) if name in draws},
-        model_images=images["MODEL_MEAN"],
+        model_images=fit_side(images["MODEL_MEAN"], known.images.shape[-1]),
         true_images=known.images,
     )
     blend = dict(zip(table["id"], table["blend"], strict=True))

@@ -110,17 +110,23 @@ def nonnegative_least_squares(
 
 def template_images(
     renderer: Renderer,
-    templates: Complex[Array | np.ndarray, "template _ m half"],
+    templates: Complex[Array | np.ndarray, "*source template _ m half"],
     centers: Float[Array, "source 2"],
 ) -> Float[Array, "source template band height width"]:
     """Unit-flux templates of every source on the pixels of an observation."""
-    return jax.vmap(lambda c: renderer.render_transform(templates, c))(centers)
+    axes = (_source_axis(templates), 0)
+    return jax.vmap(renderer.render_transform, in_axes=axes)(templates, centers)
+
+
+def _source_axis(templates: Complex[Array | np.ndarray, "..."]) -> int | None:
+    """First axis of templates where every source has its own."""
+    return 0 if templates.ndim == 5 else None
 
 
 def fit_amplitudes(
     blend: Blend,
     renderers: Sequence[Renderer],
-    templates: Sequence[Complex[Array | np.ndarray, "template _ _ _"]],
+    templates: Sequence[Complex[Array | np.ndarray, "*_ template _ _ _"]],
     n_bands: int,
     *,
     reference: int,
@@ -134,7 +140,7 @@ def fit_amplitudes(
         blend: The blend.
         renderers: One for each observation.
         templates: `Renderer.stamp_transform` of unit-flux templates, for each observation
-            in its own bands.
+            in its own bands; with a first axis for the sources where they differ.
         n_bands: Number of model bands.
         reference: Index of the reference band, whose flux is the amplitude.
         iterations: Gauss-Newton steps of the centres.
@@ -273,7 +279,7 @@ def fit_amplitudes(
 
 def source_slopes(
     renderer: Renderer,
-    templates: Complex[Array | np.ndarray, "template _ m half"],
+    templates: Complex[Array | np.ndarray, "*source template _ m half"],
     centers: Float[Array, "source 2"],
     flux: Float[Array, "source template _"],
 ) -> tuple[
@@ -282,9 +288,9 @@ def source_slopes(
     """Template model of every source and its derivative by the centre (y, x)."""
     index = jnp.asarray(renderer.band_index)
 
-    def one(center, f):
+    def one(own, center, f):
         def render(c):
-            transform = jnp.sum(templates * f[:, index, None, None], axis=0)
+            transform = jnp.sum(own * f[:, index, None, None], axis=0)
             return renderer.render_transform(transform, c)
 
         basis = jnp.eye(2, dtype=center.dtype)
@@ -292,4 +298,5 @@ def source_slopes(
         _, slope_x = jax.jvp(render, (center,), (basis[1],))
         return model, jnp.stack([slope_y, slope_x])
 
-    return jax.vmap(one)(centers, flux)
+    axes = (_source_axis(templates), 0, 0)
+    return jax.vmap(one, in_axes=axes)(templates, centers, flux)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blendem.blend import Blend
+from blendem.blend import Blend, largest_zoom
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.statistics import (
     BasisTransforms,
@@ -19,6 +19,7 @@ from blendem.inference.statistics import (
     transform_basis,
 )
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import kinds_of, magnified_side
 from blendem.renderer import Renderer
 
 
@@ -52,14 +53,23 @@ def first_of(stack: Blend) -> Blend:
 
 
 def transforms_of(stack: Blend, basis: Basis) -> tuple[BasisTransforms, ...]:
-    """Transforms of a basis on the FFT grids of a stack's observations."""
-    stamp = basis.mean.shape[-1]
+    """Transforms of a basis, magnified where needed, on the FFT grids of a stack."""
+    largest = largest_zoom(stack)
+    stamp = magnified_side(basis.mean.shape[-1], largest)
+    kinds = kinds_of(basis, np.array([largest]))
     result = []
     for observation in first_of(stack).observations:
         shape = jax.eval_shape(
             partial(Renderer.of, stamp=stamp, psf_sigma=jnp.float32(0.7)), observation
         )
-        transform = transform_basis(basis, shape)
+        transforms = [transform_basis(kind, shape) for kind in kinds]
+        transform = transforms[0]
+        if stack.zoom is not None:
+            transform = BasisTransforms(
+                np.stack([t.modes for t in transforms], axis=1),
+                np.stack([t.mean for t in transforms], axis=1),
+                np.stack([t.templates for t in transforms]),
+            )
         result.append(jax.tree.map(jnp.asarray, transform))
     return tuple(result)
 
@@ -95,7 +105,8 @@ def statistics_of(
     """
     transforms = transforms_of(stack, basis)
     pixels = tuple(_most_pixels(np.asarray(o.variance)) for o in stack.observations)
-    settings = settings._replace(pixels=pixels)
+    stamp = magnified_side(settings.stamp, largest_zoom(stack))
+    settings = settings._replace(pixels=pixels, stamp=stamp)
     psf_sigma = jnp.float32(basis.psf_sigma)
 
     def program(blends, amplitudes):

@@ -24,6 +24,7 @@ from blendem.inference.amplitude import (
 )
 from blendem.noise import whiten_rows
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import LargeStamps
 from blendem.psf import crop_frequencies, gaussian_transform
 from blendem.renderer import Renderer
 
@@ -103,18 +104,20 @@ class Statistics(NamedTuple):
 class BasisTransforms(eqx.Module):
     """Fourier transforms of a basis on the FFT grid of one bucket's observation.
 
+    Where a blend has magnified sources (`Blend.zoom`) there is one of each for every zoom.
+
     Attributes:
         modes: `(band, mode, m, half)`, the observation's bands first, for the scan.
         mean: `(band, m, half)`.
         templates: Unit-flux extended and compact templates, `(template, band, m, half)`.
     """
 
-    modes: Complex[Array | np.ndarray, "band mode m half"]
-    mean: Complex[Array | np.ndarray, "band m half"]
-    templates: Complex[Array | np.ndarray, "template band m half"]
+    modes: Complex[Array | np.ndarray, "band *zoom mode m half"]
+    mean: Complex[Array | np.ndarray, "band *zoom m half"]
+    templates: Complex[Array | np.ndarray, "*zoom template band m half"]
 
 
-def transform_basis(basis: Basis, renderer: Renderer) -> BasisTransforms:
+def transform_basis(basis: Basis | LargeStamps, renderer: Renderer) -> BasisTransforms:
     """Transform a basis once for all blends of a bucket (SciPy, outside any program).
 
     Only static attributes of the renderer are used: its shape is enough.
@@ -165,7 +168,10 @@ def compute_statistics(
         amplitudes = fit_amplitudes(
             blend,
             renderers,
-            [t.templates for t in transforms],
+            [
+                t.templates if blend.zoom is None else t.templates[blend.zoom]
+                for t in transforms
+            ],
             n_bands,
             reference=settings.reference,
             iterations=settings.iterations,
@@ -233,7 +239,7 @@ def _accumulate(
     n_offsets = n_offset_unknowns(len(blend.observations), settings)
     whitening = observation.whitening
     dtype = renderer.psf_sigma.dtype
-    n_modes, n_sources = transform.modes.shape[1], len(blend.present)
+    n_modes, n_sources = transform.modes.shape[-3], len(blend.present)
     scale = jnp.where(blend.present, amplitudes.scale, 0.0)
     centers = amplitudes.centers
     ky, kx = renderer.stamp_frequencies()
@@ -263,8 +269,13 @@ def _accumulate(
         def columns(k):
             center, s, is_star = centers[k], scale[k], blend.is_star[k]
             flux = flux_here[k]
+            own_modes, own_mean, own_templates = modes, mean, templates
+            if blend.zoom is not None:
+                own_modes, own_mean, own_templates = (
+                    x[blend.zoom[k]] for x in (modes, mean, templates)
+                )
             # Modes, then the point source and the mean, all at this centre.
-            stamps = jnp.concatenate([modes, point[None], mean[None]])
+            stamps = jnp.concatenate([own_modes, point[None], own_mean[None]])
             images = renderer.render_columns(stamps, kernel, center, pixels)
             galaxy, psf, average = images[:, :-2], images[:, -2], images[:, -1]
             slot = (jnp.arange(n_modes) == model_band).astype(dtype) * STAR_SPREAD
@@ -277,7 +288,8 @@ def _accumulate(
                 prior_mean = jnp.where(is_variable[k], 0.0, prior_mean)
 
             def shifted(c):
-                mixed = jnp.sum(templates * flux[:, model_band, None, None], axis=0)
+                weight = flux[:, model_band, None, None]
+                mixed = jnp.sum(own_templates * weight, axis=0)
                 return renderer.render_columns(mixed[None], kernel, c, pixels)[:, 0]
 
             unit = jnp.eye(2, dtype=dtype)
@@ -354,7 +366,7 @@ def _accumulate(
     inputs = (
         transform.modes,
         transform.mean,
-        jnp.swapaxes(transform.templates, 0, 1),
+        jnp.moveaxis(transform.templates, -3, 0),
         renderer.kernel,
         observation.image,
         observation.variance,

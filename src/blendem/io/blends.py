@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from blendem.blend import Blend
+from blendem.blend import Blend, largest_zoom
 from blendem.io.h5 import read_h5, write_h5
 from blendem.io.table import FieldRow, epochs_of
 from blendem.measure.light_curves import Exposure
@@ -18,8 +18,8 @@ from blendem.observation import Observation, Sampling
 # Arrays of an observation; the last one may be absent.
 LEAVES = ("image", "variance", "psf", "jacobian", "offset", "correlation")
 STATIC = ("band_index", "same_grid", "sampling")  # likewise
-# Arrays of the sources of a blend; the last one may be absent.
-SOURCES = ("centers", "is_star", "present", "shines")
+# Arrays of the sources of a blend; the last two may be absent.
+SOURCES = ("centers", "is_star", "present", "shines", "zoom")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,18 @@ class BlendSet:
         """`field/number` of every blend: its name in logs and random numbers."""
         columns = (self.blends["field"], self.blends["number"])
         return [f"{field}/{number}" for field, number in zip(*columns, strict=True)]
+
+    @property
+    def zoom(self) -> np.ndarray:
+        """`Blend.zoom` of every source, 0 where nothing is magnified."""
+        zoom = np.zeros(len(self.sources["blend"]), int)
+        for k, (row, slot) in enumerate(
+            zip(self.sources["blend"], self.sources["slot"], strict=True)
+        ):
+            stack = int(self.blends["stack"][row])
+            if stack >= 0 and self.stacks[stack].zoom is not None:
+                zoom[k] = self.stacks[stack].zoom[self.blends["index"][row], slot]
+        return zoom
 
     def members(self, row: int | np.integer) -> np.ndarray:
         """Rows in `sources` of the sources of a blend, in the order of its unknowns."""
@@ -89,6 +101,7 @@ def signature(blend: Blend) -> tuple:
     return (
         len(blend.present),
         blend.shines is not None,
+        largest_zoom(blend),
         tuple(
             (
                 o.image.shape,

@@ -11,6 +11,7 @@ from blendem.inference.statistics import STAR_SPREAD
 from blendem.io.h5 import open_h5, read_h5, write_h5
 from blendem.measure.sources import point_image
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import magnify
 
 FORMAT = "blendem-samples-1"
 
@@ -36,6 +37,8 @@ class Samples:
         light_curves: Draws of the fluxes of variable sources, `(sample, row)` with the rows of HDU
             LIGHTCURVES of the catalog; None where nothing varies. In `z` such a source is a star
             of its mean flux while it shines.
+        zoom: Galaxies that the basis, magnified by 2^zoom, describes (`prior.magnify`), `(source,)`;
+            None: none is magnified.
     """
 
     ids: Int[np.ndarray, " source"]
@@ -48,6 +51,7 @@ class Samples:
     prior_sha256: str
     attrs: dict[str, Any] = field(default_factory=dict)
     light_curves: Float[np.ndarray, "sample row"] | None = None
+    zoom: Int[np.ndarray, " source"] | None = None
 
     def __post_init__(self):
         n, modes = len(self.ids), self.z.shape[-1]
@@ -103,6 +107,8 @@ class Samples:
             )
 
     def _decode(self, basis: Basis, source: int, z: np.ndarray) -> np.ndarray:
+        if self.zoom is not None:
+            basis = magnify(basis, int(self.zoom[source]))
         mean = np.asarray(basis.mean)
         if self.is_star[source]:
             flux = 1 + STAR_SPREAD * z[:, : len(mean)]
@@ -116,6 +122,8 @@ def write_samples(path: str | Path, samples: Samples) -> None:
     """Write draws as HDF5; the file appears only when complete."""
     names = ("ids", "blend", "is_star", "centers", "scale", "mean", "z")
     arrays = {name: getattr(samples, name) for name in names}
+    none = np.zeros(len(samples.ids), int)
+    arrays["zoom"] = none if samples.zoom is None else samples.zoom
     arrays["z"] = arrays["z"].astype(np.float32)
     if samples.light_curves is not None:
         arrays["light_curves"] = samples.light_curves
@@ -129,7 +137,7 @@ def read_samples(path: str | Path) -> Samples:
     Raises:
         InputError: If the file is missing or damaged, or holds something else.
     """
-    names = {"ids", "blend", "is_star", "centers", "scale", "mean", "z"}
+    names = {"ids", "blend", "is_star", "centers", "scale", "mean", "z", "zoom"}
     with open_h5(path) as file:
         names |= {"light_curves"} & set(file)
     arrays, attrs = read_h5(path, only=sorted(names))

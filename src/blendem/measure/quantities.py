@@ -6,12 +6,13 @@ Draws and truth go through the same functions, so that definitions cancel.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from blendem.inference.statistics import STAR_SPREAD
 from blendem.measure.photometry import fluxes
 from blendem.measure.shapes import measure_shapes
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import kinds_of
 
 SHAPES = ("size", "e1", "e2")
 IMAGES = 4096  # images in memory at once: 40 MB of 49 x 49 pixels
@@ -30,6 +31,7 @@ def posterior_quantities(
     reference_band: str,
     *,
     is_star: Bool[np.ndarray, " source"] | None = None,
+    zoom: Int[np.ndarray, " source"] | None = None,
     chunk: int = IMAGES,
 ) -> dict[str, Float[np.ndarray, "draw source"]]:
     """Quantities of every draw of every source.
@@ -43,6 +45,7 @@ def posterior_quantities(
         z: Coordinates; those of a star are its fluxes, see `Samples`.
         reference_band: Band of size and ellipticity.
         is_star: Stars have no size and ellipticity. None: there are no stars.
+        zoom: Galaxies whose stamps are magnified, as in `Samples`. None: there are none.
         chunk: Images in memory at once [count].
 
     Returns:
@@ -56,30 +59,33 @@ def posterior_quantities(
     """
     z, scale = np.asarray(z), np.asarray(scale, dtype=float)
     draws, n = z.shape[:2]
-    modes, mean = np.asarray(basis.modes), np.asarray(basis.mean)
-    if z.shape[1:] != (len(scale), len(modes)):
+    n_modes, n_bands = len(basis.modes), len(basis.mean)
+    if z.shape[1:] != (len(scale), n_modes):
         raise ValueError(
-            f"`z` must be (draw, {len(scale)} sources, {len(modes)} modes), got {z.shape}; "
+            f"`z` must be (draw, {len(scale)} sources, {n_modes} modes), got {z.shape}; "
             "use the basis of the prior that the run used."
         )
     reference = _index(basis.bands, reference_band)
     star = np.zeros(n, bool) if is_star is None else np.asarray(is_star)
-    galaxy = np.flatnonzero(~star)
-    flux = np.full((draws, n, len(mean)), np.nan)
-    flux[:, star] = 1 + STAR_SPREAD * z[:, star, : len(mean)].astype(float)
-    light = modes.sum((-2, -1), dtype=float)
+    flux = np.full((draws, n, n_bands), np.nan)
+    flux[:, star] = 1 + STAR_SPREAD * z[:, star, :n_bands].astype(float)
     shapes = {name: np.full((draws, n), np.nan) for name in SHAPES}
-    template = modes[:, reference].reshape(len(modes), -1).astype(np.float32)
-    base = mean[reference].astype(np.float32).ravel()
-    for part in _blocks(len(galaxy), max(1, chunk // draws)):
-        rows = galaxy[part]
-        flux[:, rows] = mean.sum((-2, -1), dtype=float) + z[:, rows] @ light
-        images = z[:, rows].astype(np.float32).reshape(-1, len(modes)) @ template
-        images += base
-        images *= np.tile(scale[rows], draws)[:, None].astype(np.float32)
-        images = images.reshape(-1, *mean.shape[1:])
-        for name, values in _shapes(images, float(basis.pixel_scale)).items():
-            shapes[name][:, rows] = values.reshape(draws, len(rows))
+    zoom = np.zeros(n, int) if zoom is None else np.asarray(zoom)
+    for number, kind in enumerate(kinds_of(basis, zoom)):
+        galaxy = np.flatnonzero(~star & (zoom == number))
+        modes, mean = np.asarray(kind.modes), np.asarray(kind.mean)
+        light = modes.sum((-2, -1), dtype=float)
+        template = modes[:, reference].reshape(n_modes, -1).astype(np.float32)
+        base = mean[reference].astype(np.float32).ravel()
+        for part in _blocks(len(galaxy), max(1, chunk // draws // 4**number)):
+            rows = galaxy[part]
+            flux[:, rows] = mean.sum((-2, -1), dtype=float) + z[:, rows] @ light
+            images = z[:, rows].astype(np.float32).reshape(-1, n_modes) @ template
+            images += base
+            images *= np.tile(scale[rows], draws)[:, None].astype(np.float32)
+            images = images.reshape(-1, *mean.shape[1:])
+            for name, values in _shapes(images, float(basis.pixel_scale)).items():
+                shapes[name][:, rows] = values.reshape(draws, len(rows))
     return _named(flux * scale[:, None], basis.bands) | shapes
 
 

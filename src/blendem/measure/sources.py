@@ -15,6 +15,7 @@ from blendem.measure.photometry import (
 )
 from blendem.measure.shapes import measure_shapes
 from blendem.prior.gaussian import Basis
+from blendem.prior.magnify import LargeStamps
 
 
 class SourceImages(NamedTuple):
@@ -41,7 +42,7 @@ def point_image(stamp: int, sigma: float) -> Float[np.ndarray, "stamp stamp"]:
 
 
 def source_images(
-    basis: Basis,
+    basis: Basis | LargeStamps,
     scale: float,
     is_star: bool,
     mean: Float[np.ndarray, " mode"],
@@ -51,7 +52,7 @@ def source_images(
     """Turn coordinates of one source into images.
 
     Args:
-        basis: Basis of the coordinates.
+        basis: Basis of the coordinates, magnified for a galaxy larger than its stamp.
         scale: Amplitude `s_k` [flux unit].
         is_star: The coordinates are fluxes of a point source.
         mean: Posterior mean of z.

@@ -19,10 +19,11 @@ from blendem.blend import (
 )
 from blendem.frame import affine_between, local_cd
 from blendem.noise import estimate_correlation
+from blendem.prior.magnify import magnified_side
 from blendem.survey.footprints import (
+    choose_zoom,
     detected_regions,
     group_footprints,
-    reaches_beyond,
 )
 from blendem.survey.psf_model import PSFModel, at_pixels, psf_at
 from blendem.survey.significance import detection_image
@@ -44,7 +45,9 @@ class SourceFlag(IntFlag):
     OFF_CENTER = 32  # the fitted centre ran into its bound
     NO_SHAPE = 64  # size or ellipticity could not be measured
     BAD_FIT = 128  # chi2 of the blend is far above its expectation
-    BEYOND_STAMP = 256  # a galaxy of its blend outgrows its stamp: light is missing
+    BEYOND_STAMP = (
+        256  # a galaxy of its blend outgrows the largest stamp: light is missing
+    )
 
 
 class Plane(NamedTuple):
@@ -165,6 +168,7 @@ def extract_blends(
     margin: int,
     pixel_scale: float | None = None,
     stamp: int | None = None,
+    magnify: int = 1,
     shines: Bool[np.ndarray, "n plane"] | None = None,
 ) -> list[CutBlend]:
     """Group the sources of a field and cut one padded blend per group.
@@ -183,6 +187,8 @@ def extract_blends(
         margin: Pixels around a footprint.
         pixel_scale: Side of a model pixel [arcsec]; None: that of the first observation.
         stamp: Side of the stamps [model pixel]; None: any source fits.
+        magnify: Largest factor, a power of 2, by which the stamps of a galaxy that reaches beyond
+            them are magnified.
         shines: Planes in which variable stars shine, see `Blend`; None: nothing varies.
     """
     first = planes[0]
@@ -207,6 +213,13 @@ def extract_blends(
         lit = detected_regions(
             first.image, first.variance, psf, positions, threshold=threshold
         )
+    if stamp is not None:
+        zooms = range(int(np.log2(magnify)) + 1)
+        sides = [magnified_side(stamp, zoom) for zoom in zooms]
+        half = np.stack(
+            [_half_stamps(first, psf, s, pixel_scale, is_star) for s in sides]
+        )
+        significance = detection_image(first.image, first.variance, psf)
     blends = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -214,12 +227,16 @@ def extract_blends(
         box = bounding_box(segmentation == label, positions[members], margin)
         shape = (box[1] - box[0], box[3] - box[2])
         region = segmentation == label if lit is None else lit
-        if stamp is not None and reaches_beyond(
-            region,
-            positions[members],
-            _half_stamps(first, psf, stamp, pixel_scale, is_star[members]),
-        ):
-            flags |= SourceFlag.BEYOND_STAMP
+        zoom = np.zeros(len(members), int)
+        if stamp is not None:
+            zoom, beyond = choose_zoom(
+                region,
+                significance,
+                positions[members],
+                is_star[members],
+                half[:, members],
+            )
+            flags |= SourceFlag.BEYOND_STAMP if beyond else SourceFlag(0)
         bucket = choose_bucket(len(members), shape, buckets)
         if bucket is None:
             box, bucket = _clip(box, positions[members], buckets)
@@ -247,6 +264,7 @@ def extract_blends(
             is_star[members],
             bucket.sources,
             light if light is not None and light.any() else None,
+            zoom if zoom.any() else None,
         )
         blends.append(CutBlend(blend, bucket, members, box[::2], shape, int(flags)))
     return blends

@@ -127,26 +127,71 @@ def detected_regions(
     return np.isin(regions, held[held > 0])
 
 
-def reaches_beyond(
+def choose_zoom(
     region: Bool[np.ndarray, "height width"],
+    significance: Float[np.ndarray, "height width"],
     positions: Float[np.ndarray, "n 2"],
-    half: Float[np.ndarray, " n"],
-) -> bool:
-    """Whether the detected light of a blend reaches beyond the stamps of its sources.
+    is_star: Bool[np.ndarray, " n"],
+    half: Float[np.ndarray, "zoom n"],
+) -> tuple[Int[np.ndarray, " n"], bool]:
+    """How large a stamp the sources of a blend need, and whether that is large enough.
 
-    `BEYOND_PIXELS` or more pixels of `region` are outside all stamps.
+    Light is beyond the stamps where `BEYOND_PIXELS` or more pixels of `region` are outside all
+    of them. One galaxy after the other gets the next larger stamp, first the one with the most
+    light there that is symmetric about its centre, as that of galaxies is for the most part. Where
+    it has the largest stamp already, the light that a larger one would hold stays outside.
 
     Args:
         region: Detected pixels of the blend.
+        significance: `detection_image`.
         positions: Its sources (y, x) [pixel].
-        half: Half side of the stamp about each of them, with what the PSF adds [pixel].
+        is_star: Sources that never get a larger stamp.
+        half: Half sides of the stamps with what the PSF adds [pixel], for each zoom from 0 on.
     """
-    outside = region.copy()
-    for (y, x), h in zip(positions, half, strict=True):
-        low = np.maximum(np.ceil([y - h, x - h]).astype(int), 0)
-        high = np.maximum(np.floor([y + h, x + h]).astype(int) + 1, 0)
-        outside[low[0] : high[0], low[1] : high[1]] = False
-    return int(outside.sum()) >= BEYOND_PIXELS
+    zoom, largest = np.zeros(len(positions), int), len(half) - 1
+    half = np.concatenate([half, 2 * half[-1:]])
+    lost = np.zeros_like(region)
+    while True:
+        outside = region & ~lost
+        for k, position in enumerate(positions):
+            outside[_box(position, half[zoom[k], k])] = False
+        if outside.sum() < BEYOND_PIXELS:
+            return zoom, bool(lost.any())
+        gain = np.zeros(len(zoom))
+        for k in np.flatnonzero(~is_star):
+            reached = np.zeros_like(outside)
+            reached[_box(positions[k], half[zoom[k] + 1, k])] = True
+            gain[k] = _symmetric(significance, outside & reached, positions[k])
+        if not gain.any():
+            return zoom, True
+        best = int(np.argmax(gain))
+        if zoom[best] < largest:
+            zoom[best] += 1
+        else:
+            lost[_box(positions[best], half[-1, best])] |= outside[
+                _box(positions[best], half[-1, best])
+            ]
+
+
+def _box(position: Float[np.ndarray, " 2"], half: float) -> tuple[slice, slice]:
+    """Pixels within `half` of a position along both axes."""
+    low = np.maximum(np.ceil(position - half).astype(int), 0)
+    high = np.maximum(np.floor(position + half).astype(int) + 1, 0)
+    return slice(low[0], high[0]), slice(low[1], high[1])
+
+
+def _symmetric(
+    image: Float[np.ndarray, "height width"],
+    mask: Bool[np.ndarray, "height width"],
+    center: Float[np.ndarray, " 2"],
+) -> float:
+    """Light of pixels as far as their mirror images about a centre have it, too."""
+    pixels = np.argwhere(mask)
+    mirror = np.round(2 * center - pixels).astype(int)
+    mirror = mirror[((mirror >= 0) & (mirror < image.shape)).all(axis=1)]
+    own = np.round(2 * center - mirror).astype(int)
+    own = np.clip(own, 0, np.array(image.shape) - 1)
+    return float(np.minimum(image[tuple(own.T)], image[tuple(mirror.T)]).clip(0).sum())
 
 
 def _nearest(
