@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-mixture benchmark-speed
+.PHONY: slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -288,6 +288,9 @@ calibration-peers: $(PEERS_STAMP)
 
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent
+
+benchmark-large: $(STAMP)
+	$(BIN)/python benchmarks/large_sources.py
 
 benchmark-joint: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/joint_gradient.py
