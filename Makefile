@@ -224,8 +224,11 @@ real-pair: $(STAMP)
 	$(SNAKEMAKE) $(foreach made,scores/observations.csv figures/blends.png figures/field.png, \
 	  results/hst_hsc_real/$(made)) --configfile config/hst_hsc_real.yaml \
 	  --config 'prior={start: $(PAIR_PRIOR)}'
-	$(SNAKEMAKE) results/hsc_alone_real/scores/observations.csv --configfile config/hst_hsc_real.yaml \
-	  --config run=hsc_alone_real fields=results/hst_hsc_fields/alone.tsv 'prior={start: $(PAIR_PRIOR)}'
+	for sources in alone known; do \
+	  $(SNAKEMAKE) results/hsc_$${sources}_real/scores/observations.csv \
+	    --configfile config/hst_hsc_real.yaml --config run=hsc_$${sources}_real \
+	    fields=results/hst_hsc_fields/$$sources.tsv 'prior={start: $(PAIR_PRIOR)}' || exit 1; \
+	done
 	$(BIN)/python benchmarks/real_pair.py
 
 # Both cluster profiles on a real Slurm of one node, which this starts: root on Debian or Ubuntu.
