@@ -214,7 +214,8 @@ multi: $(STAMP)
 	  $(MULTI)/pairs.json $(MULTI)/transients.json $(MULTI)/dust.json \
 	  $$(ls $(MULTI)/real_pair.json 2>/dev/null)
 
-# Real HST and HSC images of one patch of sky, jointly and HSC alone, with the prior of the simulated pair.
+# Real HST and HSC images of one patch of sky, jointly and HSC alone, with the prior of the simulated pair. Files are
+# checked once: alone, HSC lacks a band of the prior.
 PAIR_PRIOR := results/hst_hsc/prior/00.eqx
 
 real-pair: $(STAMP)
@@ -225,7 +226,9 @@ real-pair: $(STAMP)
 	  results/hst_hsc_real/$(made)) --configfile config/hst_hsc_real.yaml \
 	  --config 'prior={start: $(PAIR_PRIOR)}'
 	for sources in alone known; do \
-	  $(SNAKEMAKE) results/hsc_$${sources}_real/scores/observations.csv \
+	  benchmarks/share_run.sh results/hst_hsc_real results/hsc_$${sources}_real checked.json \
+	    prior/basis.eqx prior/00.eqx prior/00.csv && \
+	  $(SNAKEMAKE) results/hsc_$${sources}_real/scores/observations.csv --rerun-triggers mtime \
 	    --configfile config/hst_hsc_real.yaml --config run=hsc_$${sources}_real \
 	    fields=results/hst_hsc_fields/$$sources.tsv 'prior={start: $(PAIR_PRIOR)}' || exit 1; \
 	done
