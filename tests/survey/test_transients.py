@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from astropy.wcs import WCS
 
-from blendem.survey.instruments import INSTRUMENTS
+from blendem.survey.instruments import INSTRUMENTS, light_inside
 from blendem.survey.layout import tangent_wcs
 from blendem.survey.population import draw_galaxies
 from blendem.survey.sed import BANDS
@@ -108,6 +108,18 @@ def test_conditions():
     assert DEEP.bands == ("g", "i")
     with pytest.raises(ValueError, match="hsc_deep"):
         DEEP.only(["f814w"])
+
+
+def test_light_outside_of_psf_images_is_that_of_the_moffat():
+    """Beyond radius R it is (1 + (R / a)^2)^(1 - beta), between inner and outer circle."""
+    beta, fwhm = DEEP.psf_beta, np.array(DEEP.psf_fwhm)
+    a = fwhm / (2 * np.sqrt(2 ** (1 / beta) - 1))
+    bounds = [
+        (1 + (r * DEEP.pixel_scale / a) ** 2) ** (1 - beta)
+        for r in (20.5 * np.sqrt(2), 20.5)
+    ]
+    outside = 1 - light_inside(DEEP, 41)
+    assert (bounds[0] < outside).all() and (outside < bounds[1]).all()
 
 
 def test_light_curves_are_zero_before_and_peak_in_range(rng):

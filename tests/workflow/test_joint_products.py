@@ -120,6 +120,7 @@ def run(tmp_path_factory, script):
         "g",
         0,
         *scores,
+        None,
     )
     return folder, products, scores
 

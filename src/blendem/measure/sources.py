@@ -85,7 +85,7 @@ def source_images(
 
 
 def observed_bands(
-    variances: Sequence[Float[np.ndarray, "blend _ height width"]],
+    variances: Sequence[Float[np.ndarray, "blend _ _ _"]],
     band_index: Sequence[Sequence[int]],
     n_bands: int,
 ) -> Bool[np.ndarray, "blend band"]:

@@ -123,17 +123,31 @@ def effective_psf(
     Raises:
         ValueError: If `size` is even, which leaves no central pixel.
     """
+    images = _psf_images(instrument, size)
+    return images / images.sum((1, 2), keepdims=True)
+
+
+def light_inside(instrument: Instrument, size: int = 41) -> Float[np.ndarray, " band"]:
+    """Share of the light of a point source that the PSF images of this side hold, per band."""
+    return _psf_images(instrument, size).sum((1, 2))
+
+
+def _psf_images(
+    instrument: Instrument, size: int
+) -> Float[np.ndarray, "band size size"]:
+    """PSF of each band with the pixel response, of unit flux with what is outside."""
     if size % 2 == 0:
         raise ValueError(
             f"`size` must be odd so that the PSF has a central pixel; got {size}."
         )
-    images = []
-    for band in instrument.bands:
-        image = moffat(instrument, band).drawImage(
-            nx=size, ny=size, scale=instrument.pixel_scale, dtype=float
-        )
-        images.append(image.array / image.array.sum())
-    return np.stack(images)
+    return np.stack(
+        [
+            moffat(instrument, band)
+            .drawImage(nx=size, ny=size, scale=instrument.pixel_scale, dtype=float)
+            .array
+            for band in instrument.bands
+        ]
+    )
 
 
 def depth_to_sigma(
