@@ -6,9 +6,10 @@ from astropy.wcs import WCS
 
 from blendem.blend import pad_observation
 from blendem.frame import affine_between
-from blendem.measure.residuals import add_cut, corner_of, score_residual
+from blendem.measure.residuals import corner_of, score_residual
 from blendem.noise import draw_noise
 from blendem.survey.layout import tangent_wcs
+from blendem.survey.truth import add_image
 
 RHO = np.array([[0.15, 0.4, 0.15], [0.4, 1.0, 0.4], [0.15, 0.4, 0.15]])
 PSF = np.ones((1, 3, 3)) / 9
@@ -97,10 +98,10 @@ def test_the_corner_of_a_cut_is_found_again():
 
 def test_cuts_add_up_and_end_at_the_border():
     canvas, cut = np.zeros((1, 6, 7)), np.arange(1.0, 13).reshape(1, 3, 4)
-    add_cut(canvas, cut, np.array([4, -2]))
+    add_image(canvas, cut, np.array([4, -2]))
     np.testing.assert_array_equal(canvas[0, 4:, :2], [[3, 4], [7, 8]])
     assert canvas.sum() == 22
-    add_cut(canvas, cut, np.array([3, 3]))
+    add_image(canvas, cut, np.array([3, 3]))
     np.testing.assert_array_equal(canvas[0, 3:, 3:], cut[0])
-    add_cut(canvas, cut, np.array([-3, 9]))  # beside the image
+    add_image(canvas, cut, np.array([-3, 9]))  # beside the image
     assert canvas.sum() == 22 + cut.sum()

@@ -30,7 +30,6 @@ from blendem.measure.light_curves import Exposure, LightCurve, as_star, stacked
 from blendem.measure.metrics import blendedness
 from blendem.measure.residuals import (
     BandScores,
-    add_cut,
     corner_of,
     score_residual,
 )
@@ -44,6 +43,7 @@ from blendem.measure.sources import (
 from blendem.prior.gaussian import Basis
 from blendem.prior.magnify import decode_modes, fit_side, kinds_of, magnified_side
 from blendem.survey.extract import SourceFlag
+from blendem.survey.truth import add_image
 
 LOG = logging.getLogger(__name__)
 OBSERVED_MARGIN = 16  # observed stamps are wider than model stamps by this [pixel]
@@ -123,12 +123,11 @@ def main(
         model = np.zeros_like(observed.image)
         for b in np.flatnonzero(data.blends["field"] == name):
             if rendered["total"][b] is not None:
-                y, x = data.blends["corner_y"][b], data.blends["corner_x"][b]
+                corner = [data.blends[f"corner_{axis}"][b] for axis in "yx"]
                 height, width = data.blends["height"][b], data.blends["width"][b]
                 # Cut-outs overlap; each adds its own sources, cut at its own border.
-                model[:, y : y + height, x : x + width] += rendered["total"][b][0][
-                    :, :height, :width
-                ]
+                total = rendered["total"][b][0][:, :height, :width]
+                add_image(model, total, np.array(corner))
         order = [basis.bands.index(b) for b in observed.bands]
         most = int(data.zoom[chosen].max(initial=0))
         side = magnified_side(basis.mean.shape[-1], most)
@@ -198,7 +197,7 @@ def _view(
             cut = data.blend(b).observations
             corner = np.array([data.blends["corner_y"][b], data.blends["corner_x"][b]])
             corner = corner_of(cut[number], cut[0], corner, observed.wcs, first.wcs)
-            add_cut(model, totals[b][number], corner)
+            add_image(model, totals[b][number], corner)
     return View(
         observed.instrument,
         observed.bands,

@@ -85,19 +85,3 @@ def corner_of(
         sky = first_wcs.celestial.all_pix2world([at[::-1]], 0)
         at = wcs.celestial.all_world2pix(sky, 0)[0][::-1]
     return np.round(at).astype(int)
-
-
-def add_cut(
-    canvas: Float[np.ndarray, "band y x"],
-    image: Float[np.ndarray, "band height width"],
-    corner: Int[np.ndarray, " 2"],
-) -> None:
-    """Add a cut-out that begins at `corner` (y, x) to a whole image, as far as this reaches."""
-    size = np.array(canvas.shape[1:])
-    low = np.clip(corner, 0, size)
-    high = np.clip(corner + np.array(image.shape[1:]), 0, size)
-    canvas[:, low[0] : high[0], low[1] : high[1]] += image[
-        :,
-        low[0] - corner[0] : high[0] - corner[0],
-        low[1] - corner[1] : high[1] - corner[1],
-    ]

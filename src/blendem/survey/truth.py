@@ -27,28 +27,21 @@ PARAMETERS = [
 _UNITS = {"hlr_disk": "arcsec", "hlr_bulge": "arcsec", "beta": "rad", "mag_i": "mag"}
 
 
-def _overlap(
-    canvas: np.ndarray, side: int, corner: Int[np.ndarray, " 2"]
-) -> tuple[tuple, tuple]:
-    """Slices of a canvas and of a stamp at `corner` (y, x) where they overlap."""
-    start = np.maximum(corner, 0)
-    stop = np.maximum(np.minimum(corner + side, canvas.shape[-2:]), start)
-    on_canvas = (..., *(slice(a, b) for a, b in zip(start, stop, strict=True)))
-    on_stamp = (
-        ...,
-        *(slice(a - c, b - c) for a, b, c in zip(start, stop, corner, strict=True)),
-    )
-    return on_canvas, on_stamp
-
-
 def add_image(
-    canvas: Float[np.ndarray, "band height width"],
-    image: Float[np.ndarray, "band side side"],
+    canvas: Float[np.ndarray, "_ _ _"],
+    image: Float[np.ndarray, "_ _ _"],
     corner: Int[np.ndarray, " 2"],
 ) -> None:
-    """Add a stamp to `canvas` in place, clipped at its edges."""
-    on_canvas, on_stamp = _overlap(canvas, image.shape[-1], corner)
-    canvas[on_canvas] += image[on_stamp]
+    """Add an image that begins at `corner` (y, x) to `canvas` in place, clipped at its edges.
+
+    Both are `(band, height, width)`; the corner may be negative or lie outside.
+    """
+    start = np.maximum(corner, 0)
+    stop = np.maximum(np.minimum(corner + image.shape[1:], canvas.shape[1:]), start)
+    both = list(zip(start, stop, corner, strict=True))
+    here = tuple(slice(a, b) for a, b, _ in both)
+    there = tuple(slice(a - c, b - c) for a, b, c in both)
+    canvas[:, *here] += image[:, *there]
 
 
 def blendedness(
