@@ -105,6 +105,7 @@ def test_fluxes_of_images_without_noise_are_the_true_ones(transforms):
     host = np.asarray(s.scale)[0] * (1 + 0 * p.mean[0])
     assert host == pytest.approx(40, rel=0.05)
     np.testing.assert_array_equal(s.plane_flux[0], 0)
+    np.testing.assert_array_equal(s.plane_error[1] == 0, ~SHINES)
 
 
 def test_pulls_are_standard_normal(transforms, rng):
