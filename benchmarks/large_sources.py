@@ -60,7 +60,8 @@ def measure(fields: list, basis, prior, magnify: int) -> tuple[dict, dict]:
             stamp=basis.mean.shape[-1],
             magnify=magnify,
         )
-        for cut in cuts:
+        # The same for every `magnify`: blends that fit no bucket have no result.
+        for cut in filter(lambda cut: cut.blend is not None, cuts):
             owner[id(cut.blend)] = (number, cut)
     blends = [cut.blend for _, cut in owner.values()]
     rows, chi2 = [], []
