@@ -200,11 +200,6 @@ multi: $(STAMP)
 	$(BIN)/python benchmarks/joint_pairs.py
 	$(SNAKEMAKE) results/transient/scores/light_curves.csv \
 	  results/transient/figures/light_curves.png --configfile config/transient.yaml
-	benchmarks/share_run.sh results/transient results/transient_none checked.json stamps \
-	  prior/basis.eqx prior/00.eqx prior/00.csv
-	$(SNAKEMAKE) results/transient_none/scores/sources.csv --rerun-triggers mtime \
-	  --configfile config/transient.yaml \
-	  --config run=transient_none 'simulate={transients: {share: 0}}'
 	$(BIN)/python benchmarks/transients.py
 	$(BIN)/python benchmarks/dust.py
 	@if [ -d "$${BLENDEM_DATA:-../shared/data}/hst_hsc_pair" ]; then $(MAKE) real-pair; else \

@@ -1,10 +1,9 @@
-"""Transients on galaxies: their fluxes, and the shapes of their hosts with and without them.
+"""Transients on galaxies: their fluxes, and the fluxes and shapes of their hosts and of other galaxies.
 
     make multi
 
-Reads `scores/` and `catalog/` of the runs `transient` and `transient_none` (the same galaxies, epochs and noise without
-transients) and writes `results/multi/transients.json`, records with `name`, `value`, `unit`, `n`, `expected` and
-`command`.
+Reads `scores/` of the run `transient` and writes `results/multi/transients.json`, records with `name`, `value`, `unit`,
+`n`, `expected` and `command`.
 """
 
 import argparse
@@ -67,7 +66,7 @@ def say_pulls(say, name: str, rows: pd.DataFrame) -> None:
     say(f"{name}: 68 % intervals hold", rows["within68"].mean(), n, "0.68")
 
 
-def main(run: Path, without: Path, out: Path) -> None:
+def main(run: Path, out: Path) -> None:
     """Print and write the numbers."""
     report = Report("make multi")
 
@@ -88,50 +87,31 @@ def main(run: Path, without: Path, out: Path) -> None:
         error = (rows["flux_err"] / rows["flux_true"]).median()
         say(f"median relative error, {band}", error, len(ratio))
     hosts = fluxes[["field", "host"]].drop_duplicates().rename(columns={"host": "id"})
-    runs = {"with": run, "without": without}
-    tables = {
-        name: pd.read_csv(path / "scores" / "sources.csv").merge(hosts, on=KEYS)
-        for name, path in runs.items()
-    }
-    pair = tables["with"].merge(
-        tables["without"], on=KEYS, suffixes=("_with", "_without")
-    )
-    names = ("size", "e1", "e2", *(f"flux_{band}" for band in BANDS))
-    for name in names:
-        column = (
-            f"{name}_residual"
-            if name in ("size", "e1", "e2")
-            else name.replace("flux_", "flux_residual_")
-        )
-        both = pair[[f"{column}_with", f"{column}_without"]].dropna()
-        change = both.iloc[:, 0] - both.iloc[:, 1]
-        error = change.std() / np.sqrt(len(change))
-        for when in ("with", "without"):
-            values = both[f"{column}_{when}"]
-            say(
-                f"hosts {when} transient: mean residual of {name}",
-                values.mean(),
-                len(values),
+    galaxies = pd.read_csv(run / "scores" / "sources.csv")
+    galaxies = galaxies.merge(hosts.assign(host=True), on=KEYS, how="left")
+    galaxies = galaxies[galaxies["flags"] == 0]
+    for who, chosen in (("hosts", True), ("other galaxies", False)):
+        group = galaxies[galaxies["host"].notna() == chosen]
+        for name in ("size", "e1", "e2", *(f"flux_{band}" for band in BANDS)):
+            kind, _, band = name.partition("_")
+            residual, pull, within = (
+                group["_".join(filter(None, (kind, part, band)))].dropna()
+                for part in ("residual", "pull", "within68")
             )
-            pulls = pair[f"{column.replace('residual', 'pull')}_{when}"].dropna()
-            say(
-                f"hosts {when} transient: sd of pulls of {name}",
-                pulls.std(),
-                len(pulls),
-            )
-        say(
-            f"hosts: change of {name} by the transient", change.mean(), len(change), "0"
-        )
-        say(f"hosts: its error, {name}", error, len(change))
+            n = len(residual)
+            say(f"{who}: mean residual of {name}", residual.mean(), n, "0")
+            say(f"{who}: its error, {name}", residual.std() / np.sqrt(n), n)
+            say(f"{who}: mean pull of {name}", pull.mean(), n, "-0.1 to 0.1")
+            say(f"{who}: sd of pulls of {name}", pull.std(), n, "0.9 to 1.1")
+            say(f"{who}: 68 % intervals of {name} hold", within.mean(), n, "0.68")
     report.write(out)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("results/transient"))
-    parser.add_argument("--without", type=Path, default=Path("results/transient_none"))
     parser.add_argument(
         "--out", type=Path, default=Path("results/multi/transients.json")
     )
     arguments = parser.parse_args()
-    main(arguments.run, arguments.without, arguments.out)
+    main(arguments.run, arguments.out)
