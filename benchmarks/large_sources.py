@@ -13,14 +13,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from multi import posteriors
+from multi import cut_field, posteriors
 from records import Report
 
 from blendem.blend import Bucket
 from blendem.inference.statistics import Settings
 from blendem.io.priors import gaussian_of, read_prior
 from blendem.rng import stage_rng
-from blendem.survey.extract import Plane, SourceFlag, extract_blends
+from blendem.survey.extract import SourceFlag
 from blendem.survey.instruments import INSTRUMENTS
 from blendem.survey.simulate import simulate_field
 
@@ -38,28 +38,8 @@ def measure(fields: list, basis, prior, magnify: int) -> tuple[dict, dict]:
     settings = Settings(REFERENCE, basis.mean.shape[-1], 0)
     owner = {}
     for number, field in enumerate(fields):
-        bands = tuple(range(len(field.bands)))
-        plane = Plane(
-            field.image,
-            field.variance,
-            field.psf,
-            field.wcs,
-            bands,
-            field.instrument.pixel_scale,
-        )
-        positions = np.stack([field.catalog["y"], field.catalog["x"]], axis=-1)
-        cuts = extract_blends(
-            [plane],
-            np.asarray(positions, float),
-            np.zeros(len(positions), bool),
-            BUCKETS,
-            group="footprint",
-            threshold=3.0,
-            max_sources=8,
-            margin=4,
-            stamp=basis.mean.shape[-1],
-            magnify=magnify,
-        )
+        stamp = basis.mean.shape[-1]
+        cuts = cut_field(field, [field], BUCKETS, stamp=stamp, magnify=magnify)
         # The same for every `magnify`: blends that fit no bucket have no result.
         for cut in filter(lambda cut: cut.blend is not None, cuts):
             owner[id(cut.blend)] = (number, cut)

@@ -26,7 +26,7 @@ from blendem.io.blends import signature
 from blendem.io.priors import gaussian_of, read_prior
 from blendem.noise import draw_noise, estimate_correlation
 from blendem.rng import stage_rng
-from blendem.survey.extract import Plane, extract_blends
+from blendem.survey.extract import CutBlend, Plane, extract_blends
 from blendem.survey.instruments import INSTRUMENTS, effective_psf
 from blendem.survey.simulate import observe_again, simulate_field
 
@@ -45,6 +45,33 @@ def coadd_correlation() -> np.ndarray:
     line *= np.maximum(1 - np.abs(np.arange(-REACH, REACH + 1)) / 4, 0)
     line[REACH - 1] = line[REACH + 1] = 0.4
     return np.outer(line, line)
+
+
+def cut_field(field, images, buckets, **settings) -> list[CutBlend]:
+    """Blends of a simulated field, as these images with all bands of the model see it."""
+    planes = [
+        Plane(
+            o.image,
+            o.variance,
+            o.psf,
+            o.wcs,
+            tuple(range(len(o.instrument.bands))),
+            o.instrument.pixel_scale,
+        )
+        for o in images
+    ]
+    positions = np.stack([field.catalog["y"], field.catalog["x"]], axis=-1)
+    return extract_blends(
+        planes,
+        np.asarray(positions, float),
+        np.zeros(len(positions), bool),
+        buckets,
+        group="footprint",
+        threshold=3.0,
+        max_sources=8,
+        margin=4,
+        **settings,
+    )
 
 
 def posteriors(blends, basis, prior, settings: Settings):
@@ -171,21 +198,7 @@ def offsets(prior, n_fields: int, report: Report) -> None:
             observed_size=89,
             offset=tuple(true * hsc.pixel_scale),
         )
-        planes = [
-            Plane(o.image, o.variance, o.psf, o.wcs, (0, 1, 2, 3, 4), hsc.pixel_scale)
-            for o in (field, again)
-        ]
-        positions = np.stack([field.catalog["y"], field.catalog["x"]], axis=-1)
-        cuts = extract_blends(
-            planes,
-            np.asarray(positions, float),
-            np.zeros(len(positions), bool),
-            BUCKETS,
-            group="footprint",
-            threshold=3.0,
-            max_sources=8,
-            margin=4,
-        )
+        cuts = cut_field(field, [field, again], BUCKETS)
         blends += [cut.blend for cut in cuts if cut.blend is not None and not cut.flags]
     for sigma in (0.5, 0.0):
         settings = Settings(2, basis.mean.shape[-1], 0, offset_sigma=sigma)

@@ -219,6 +219,10 @@ class StampsConfig(Section):
     )
     population: Population = Field("realistic", description="as in `simulate`")
 
+    def in_chunk(self, chunk: int) -> int:
+        """Number of galaxies that one of the jobs draws."""
+        return len(range(chunk, self.n, self.chunks))
+
     @model_validator(mode="after")
     def _check(self) -> "StampsConfig":
         if self.chunks > self.n:

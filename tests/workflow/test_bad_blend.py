@@ -104,6 +104,24 @@ def run(tmp_path_factory, script):
     return folder, rows, infer, blends
 
 
+def measure(script, run, *inputs):
+    """Path of the catalog from blends, statistics, posterior and prior."""
+    folder, rows, infer, blends = run
+    catalog = folder / "catalog" / "a.fits"
+    script("measure").main(
+        rows,
+        *inputs,
+        [catalog],
+        [folder / "models" / "a.fits"],
+        [folder / "samples" / "a.h5"],
+        folder / "measured.h5",
+        infer,
+        blends,
+        {"METHOD": "test", "CONFIG": "0", "VERSION": "0"},
+    )
+    return catalog
+
+
 SAMPLED = [
     pytest.param("latent.eqx", marks=pytest.mark.slow),
     pytest.param("unet.eqx", marks=pytest.mark.slow),
@@ -112,7 +130,7 @@ SAMPLED = [
 
 @pytest.mark.parametrize("prior", ["basis.eqx", *SAMPLED])
 def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
-    folder, rows, infer, blends = run
+    folder, _, infer, _ = run
     data = read_blends(folder / "blends.h5")
     assert len(data.blends["field"]) >= 2
     arrays, attrs = read_h5(folder / "statistics.h5")
@@ -128,21 +146,8 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
         1,
         1,
     )
-    script("measure").main(
-        rows,
-        folder / "blends.h5",
-        folder / "bad.h5",
-        folder / "posterior.h5",
-        folder / prior,
-        [folder / "catalog" / "a.fits"],
-        [folder / "models" / "a.fits"],
-        [folder / "samples" / "a.h5"],
-        folder / "measured.h5",
-        infer,
-        blends,
-        {"METHOD": "test", "CONFIG": "0", "VERSION": "0"},
-    )
-    table, _ = read_table(folder / "catalog" / "a.fits")
+    inputs = (folder / name for name in ("blends.h5", "bad.h5", "posterior.h5", prior))
+    table, _ = read_table(measure(script, run, *inputs))
     bad = data.sources["blend"] == 0
     flags = np.asarray(table["flags"])
     assert (flags[bad] & SourceFlag.FAILED > 0).all()
@@ -167,7 +172,7 @@ def test_a_bad_blend_is_flagged_and_the_others_are_measured(run, script, prior):
 
 def test_bands_without_data_are_not_measured(run, script):
     """y is masked in the first blend and i, the reference, in the second."""
-    folder, rows, infer, blends = run
+    folder, _, infer, blends = run
     data = read_blends(folder / "blends.h5")
     dark = {0: "y", 1: "i"}
     for row, band in dark.items():
@@ -182,20 +187,8 @@ def test_bands_without_data_are_not_measured(run, script):
     script("sample_posterior").main(
         folder / "dark.h5", names[0], folder / "basis.eqx", names[1], infer, 1, 1
     )
-    script("measure").main(
-        rows,
-        folder / "dark.h5",
-        *names,
-        folder / "basis.eqx",
-        [folder / "dark" / "a.fits"],
-        [folder / "models" / "a.fits"],
-        [folder / "samples" / "a.h5"],
-        folder / "measured.h5",
-        infer,
-        blends,
-        {"METHOD": "test", "CONFIG": "0", "VERSION": "0"},
-    )
-    table = read_table(folder / "dark" / "a.fits")[0].to_pandas()
+    path = measure(script, run, folder / "dark.h5", *names, folder / "basis.eqx")
+    table = read_table(path)[0].to_pandas()
     galaxy = table["type"] == "galaxy"
     no_shape = (table["flags"] & int(SourceFlag.NO_SHAPE)) > 0
     for row in range(len(data.blends["field"])):

@@ -120,16 +120,10 @@ def main(
         write_catalog(
             path_catalog, table, meta, flux_unit=observed.unit, light_curves=light
         )
-        model = np.zeros_like(observed.image)
-        for b in np.flatnonzero(data.blends["field"] == name):
-            if rendered["total"][b] is not None:
-                corner = [data.blends[f"corner_{axis}"][b] for axis in "yx"]
-                height, width = data.blends["height"][b], data.blends["width"][b]
-                # Cut-outs overlap; each adds its own sources, cut at its own border.
-                total = rendered["total"][b][0][:, :height, :width]
-                add_image(model, total, np.array(corner))
+        first = [total and total[0] for total in rendered["total"]]
+        model = data.mosaic(name, first, observed.image.shape)
         order = [basis.bands.index(b) for b in observed.bands]
-        most = int(data.zoom[chosen].max(initial=0))
+        most = int(sources["zoom"][chosen].max(initial=0))
         side = magnified_side(basis.mean.shape[-1], most)
         write_models(
             path_models,
@@ -166,7 +160,7 @@ def main(
                 light_curves=np.concatenate([curves[k].draws for k in varying], axis=1)
                 if varying
                 else None,
-                zoom=data.zoom[chosen],
+                zoom=sources["zoom"][chosen],
             ),
         )
     table = (
@@ -246,7 +240,8 @@ def _measure(
     `variable` holds the bands in which each variable source has data while it shines.
     """
     n, n_bands = len(data.sources["id"]), len(basis.mean)
-    zoom, kinds = data.zoom, kinds_of(basis, data.zoom)
+    zoom = data.zoom
+    kinds = kinds_of(basis, zoom)
     # All stamps have the side of the largest; what is not magnified is zero outside.
     stamp = kinds[-1].mean.shape[-1]
     draws = post["z"].shape[0]
@@ -327,6 +322,8 @@ def _measure(
         "center": center,
         "flux": flux,
         "is_star": is_star,
+        "zoom": zoom,
+        "kinds": kinds,
     }
 
 
@@ -352,7 +349,7 @@ def _render(
     """Posterior mean of every source as its blend's first observation sees it; of blends, as
     every observation does."""
     n, n_bands = len(data.sources["id"]), len(basis.mean)
-    zoom, kinds = data.zoom, kinds_of(basis, data.zoom)
+    zoom, kinds = sources["zoom"], sources["kinds"]
     scales = [
         np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
         for stack in data.stacks
@@ -368,7 +365,6 @@ def _render(
         "total": [None] * len(data.blends["field"]),
         "observed": [None] * len(data.blends["field"]),
     }
-    seen_mean, star_error = _as_seen(data, sources, basis, 0)
     draws = post["z"][: min(STD_DRAWS, len(post["z"]))]
     for number, stack in enumerate(data.stacks):
         padded = stack.present.shape[1]
@@ -391,13 +387,13 @@ def _render(
                 centers[i, : len(m)],
             )
         sigma = float(basis.psf_sigma)
-        stack, others = _apart(stack, post["offset"][rows])
-        totals = []
-        for observation, other in enumerate(others, 1):
-            seen = place(_as_seen(data, sources, basis, observation)[0])
-            (image,) = render_of(other, seen, centers, sigma, batch)
-            totals.append(image.sum(axis=1))
-        image = render_of(stack, place(seen_mean), centers, sigma, batch)[0]
+        point = point_image(stamp, sigma)
+        average, images = place(sources["mean"]), []
+        apart = _apart(stack, post["offset"][rows])
+        for observation, alone in enumerate(apart):
+            _shine(average, members, sources, stack, observation, point)
+            images += render_of(alone, average, centers, sigma, batch)
+        image, totals = images[0], [other.sum(axis=1) for other in images[1:]]
         # Two passes over the draws would need them all: running sums do not.
         total, square = np.zeros_like(image), np.zeros_like(image)
         for z in draws:
@@ -408,7 +404,7 @@ def _render(
             amplitude = np.nan_to_num(sources["scale"][used]).astype(np.float32)
             delta[used] *= amplitude[:, None, None, None]
             delta[sources["is_star"]] = 0.0  # their deviation follows from the flux
-            seen = render_of(stack, place(delta), centers, sigma, batch)[0]
+            seen = render_of(apart[0], place(delta), centers, sigma, batch)[0]
             total += seen
             square += seen**2
         deviation = np.sqrt(
@@ -430,8 +426,7 @@ def _render(
                 low = np.round(at).astype(int) - side // 2
                 std = deviation[i, j]
                 if sources["is_star"][k]:
-                    error = star_error[k][bands]
-                    value = seen_mean[k].sum((-2, -1))[bands]
+                    value, error = _star_flux(sources, k, stack, 0)
                     std = np.abs(
                         image[i, j]
                         * (error / np.where(value == 0, 1, value))[:, None, None]
@@ -443,38 +438,49 @@ def _render(
     return out
 
 
-def _as_seen(
-    data: BlendSet, sources: dict, basis: Basis, observation: int
+def _star_flux(
+    sources: dict, k: int, stack: Blend, observation: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Model images at the time of an observation, and errors of the fluxes of stars."""
-    images, errors = sources["mean"], sources["flux"].std(axis=0, ddof=1)
-    if not sources["curves"]:
-        return images, errors
-    images = images.copy()
-    point = point_image(images.shape[-1], float(basis.psf_sigma))
-    for k, curve in sources["curves"].items():
-        stack = data.stacks[data.place(k)[0]]
-        bands = list(stack.observations[observation].band_index)
-        here = list(stack.planes[observation])
-        images[k], errors[k] = 0.0, 0.0
-        images[k][bands] = np.nan_to_num(curve.mean[here])[:, None, None] * point
-        errors[k][bands] = np.nan_to_num(curve.error[here])
-    return images, errors
+    """Mean flux of a star in the bands of an observation, and its error."""
+    if k in sources["curves"]:
+        curve, here = sources["curves"][k], list(stack.planes[observation])
+        return np.nan_to_num(curve.mean[here]), np.nan_to_num(curve.error[here])
+    bands = list(stack.observations[observation].band_index)
+    error = sources["flux"][:, k].std(axis=0, ddof=1)[bands]
+    return sources["mean"][k].sum((-2, -1))[bands], error
 
 
-def _apart(stack: Blend, offsets: np.ndarray) -> tuple[Blend, list[Blend]]:
-    """A stack as its first observation sees it, and as each other one does.
+def _shine(
+    images: np.ndarray,
+    members: list[np.ndarray],
+    sources: dict,
+    stack: Blend,
+    observation: int,
+    point: np.ndarray,
+) -> None:
+    """Give the variable sources among `images` (blend, source, band, y, x) their flux at the time
+    of an observation."""
+    bands = list(stack.observations[observation].band_index)
+    for i, m in enumerate(members):
+        for j in np.flatnonzero(np.isin(m, list(sources["curves"]))):
+            value, _ = _star_flux(sources, m[j], stack, observation)
+            images[i, j] = 0.0
+            images[i, j][bands] = value[:, None, None] * point
 
-    `offsets` (blend, observation, 2) are those of the others [model pixel], if any were fitted.
+
+def _apart(stack: Blend, offsets: np.ndarray) -> list[Blend]:
+    """A stack as each of its observations alone sees it.
+
+    `offsets` (blend, observation, 2) are those of all but the first [model pixel], if any were
+    fitted.
     """
-    first, *others = stack.observations
-    moved = []
-    for number, other in enumerate(others):
-        if offsets.shape[1]:
-            by = np.nan_to_num(offsets[:, number]).astype(np.float32)
-            other = eqx.tree_at(lambda o: o.offset, other, other.offset - by)
-        moved.append(eqx.tree_at(lambda b: b.observations, stack, (other,)))
-    return eqx.tree_at(lambda b: b.observations, stack, (first,)), moved
+    alone = []
+    for number, one in enumerate(stack.observations):
+        if number and offsets.shape[1]:
+            by = np.nan_to_num(offsets[:, number - 1]).astype(np.float32)
+            one = eqx.tree_at(lambda o: o.offset, one, one.offset - by)
+        alone.append(eqx.tree_at(lambda b: b.observations, stack, (one,)))
+    return alone
 
 
 def _window(image, low, side):

@@ -80,14 +80,7 @@ def main(
         chosen = np.flatnonzero(names == name)
         table = Table({key: value[chosen] for key, value in columns.items()})
         write_catalog(path_catalog, table, meta, flux_unit=observed.unit)
-        total = np.zeros_like(observed.image)
-        for b in np.flatnonzero(data.blends["field"] == name):
-            if seen[b] is not None:
-                y, x = data.blends["corner_y"][b], data.blends["corner_x"][b]
-                height, width = data.blends["height"][b], data.blends["width"][b]
-                # Cut-outs overlap; each adds its own sources, cut at its own border.
-                part = seen[b][:, :height, :width]
-                total[:, y : y + height, x : x + width] += part
+        total = data.mosaic(name, seen, observed.image.shape)
         stamps = {
             key: (image[chosen], "mag", ("A_V",))
             if key.startswith("A_V")

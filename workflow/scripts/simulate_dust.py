@@ -22,7 +22,7 @@ def main(
 ) -> None:
     """Draw every `chunks`-th galaxy of the training set."""
     galaxies = draw_dusty_galaxies(
-        len(range(chunk, stamps.n, stamps.chunks)),
+        stamps.in_chunk(chunk),
         rng,
         INSTRUMENTS[instrument],
         stamp=frame.stamp,

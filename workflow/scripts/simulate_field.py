@@ -85,8 +85,7 @@ def main(
         )  # after the others: the first image does not depend on it
         settings = {}
         if simulate.epochs:
-            epoch = simulate.epochs[number]
-            settings = {"shift": epoch.shift, "rotation": epoch.rotation}
+            settings = simulate.epochs[number].model_dump(include={"shift", "rotation"})
             settings["epoch"] = number
         again = observe_again(field, eye, rng=noise, **settings)
         write_field(

@@ -22,9 +22,8 @@ def main(
     rng: np.random.Generator,
 ) -> None:
     """Draw every `chunks`-th galaxy of the training set."""
-    n = len(range(chunk, stamps.n, stamps.chunks))
     galaxies = draw_galaxies(
-        n,
+        stamps.in_chunk(chunk),
         rng,
         mag_limit=stamps.mag_limit,
         mag_bright=stamps.mag_bright,

@@ -79,13 +79,13 @@ def flux_seen(
 
 
 def templates_seen(
-    amplitudes: Amplitudes,
+    flux: Float[Array, "source template band"],
+    plane_flux: Float[Array, "source plane"],
     planes: Sequence[int],
     band_index: Sequence[int],
 ) -> Float[Array, "source template band"]:
     """As `flux_seen`, for template fluxes: a variable star is a point source."""
-    flux = jnp.asarray(amplitudes.flux)
-    point = flux_seen(flux[:, 1], amplitudes.plane_flux, planes, band_index)
+    point = flux_seen(flux[:, 1], plane_flux, planes, band_index)
     return flux.at[:, 1].set(point)
 
 
@@ -204,19 +204,10 @@ def fit_amplitudes(
             zip(blend.observations, renderers, templates, strict=True)
         ):
             moved = renderer.moved(offsets[number])
-            model, slope = source_slopes(
-                moved,
-                template,
-                centers,
-                flux.at[:, 1].set(
-                    flux_seen(
-                        flux[:, 1],
-                        plane_flux,
-                        blend.planes[number],
-                        renderer.band_index,
-                    )
-                ),
+            here = templates_seen(
+                flux, plane_flux, blend.planes[number], renderer.band_index
             )
+            model, slope = source_slopes(moved, template, centers, here)
             residual = observation.image - jnp.sum(model, axis=0)
             weight, whole = observation.weight, jnp.sum(slope, axis=0)
             slope = slope.reshape(2 * n, *slope.shape[2:])

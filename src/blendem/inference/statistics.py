@@ -250,7 +250,12 @@ def _accumulate(
     sky_scale = settings.sky_sigma * jnp.where(count > 0, noise, 0.0)
     is_variable = blend.is_variable
     free = plane_scale(amplitudes.plane_flux, amplitudes.plane_error)
-    flux_here = templates_seen(amplitudes, blend.planes[number], observation.band_index)
+    flux_here = templates_seen(
+        jnp.asarray(amplitudes.flux),
+        jnp.asarray(amplitudes.plane_flux),
+        blend.planes[number],
+        observation.band_index,
+    )
 
     def band_terms(carry, inputs):
         (

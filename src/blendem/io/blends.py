@@ -8,12 +8,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from blendem.blend import Blend, largest_zoom
 from blendem.io.h5 import read_h5, write_h5
 from blendem.io.table import FieldRow, epochs_of
 from blendem.measure.light_curves import Exposure
 from blendem.observation import Observation, Sampling
+from blendem.survey.truth import add_image
 
 # Arrays of an observation; the last one may be absent.
 LEAVES = ("image", "variance", "psf", "jacobian", "offset", "correlation")
@@ -70,6 +72,28 @@ class BlendSet:
         row = self.sources["blend"][source]
         where = (self.blends["stack"][row], self.blends["index"][row])
         return (*map(int, where), int(self.sources["slot"][source]))
+
+    def mosaic(
+        self,
+        field: str,
+        cuts: Sequence[Float[np.ndarray, "_ _ _"] | None],
+        shape: tuple[int, int, int],
+    ) -> Float[np.ndarray, "band height width"]:
+        """Sum of the images of all blends of a field on the pixels of its first observation.
+
+        Args:
+            field: Name of the field.
+            cuts: Image of every blend, padded as its bucket is; None: it has none.
+            shape: Of the result.
+        """
+        total, columns = np.zeros(shape, np.float32), self.blends
+        for row in np.flatnonzero(columns["field"] == field):
+            if cuts[row] is not None:
+                corner = np.array([columns[f"corner_{axis}"][row] for axis in "yx"])
+                height, width = columns["height"][row], columns["width"][row]
+                # Cut-outs overlap; each adds its own sources, cut at its own border.
+                add_image(total, cuts[row][:, :height, :width], corner)
+        return total
 
     def exposures(self, rows: Sequence[FieldRow]) -> dict[str, list[Exposure]]:
         """Every plane of the observations of each field that has a blend in a stack."""

@@ -46,13 +46,16 @@ def write_h5(
 
 
 def read_h5(
-    path: str | Path, only: Sequence[str] | None = None
+    path: str | Path,
+    only: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what `write_h5` wrote.
 
     Args:
         path: HDF5 file.
         only: Names at the top level to read; None reads everything.
+        optional: More names, which are read where they exist.
 
     Returns:
         Arrays (groups are dictionaries, strings are NumPy `U` arrays) and attributes.
@@ -67,7 +70,9 @@ def read_h5(
                 f"{path}: lacks {', '.join(missing)}, it has {', '.join(file)}; it was"
                 " made by another version: remove it and run again"
             )
-        arrays = {key: _read(file[key]) for key in (file if only is None else only)}
+        there = [key for key in optional if key in file]
+        names = file if only is None else [*only, *there]
+        arrays = {key: _read(file[key]) for key in names}
         attrs = attributes(file)
     return arrays, attrs
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from blendem.inference.statistics import STAR_SPREAD
-from blendem.io.h5 import open_h5, read_h5, write_h5
+from blendem.io.h5 import read_h5, write_h5
 from blendem.measure.sources import point_image
 from blendem.prior.gaussian import Basis
 from blendem.prior.magnify import magnify
@@ -137,8 +137,6 @@ def read_samples(path: str | Path) -> Samples:
     Raises:
         InputError: If the file is missing or damaged, or holds something else.
     """
-    names = {"ids", "blend", "is_star", "centers", "scale", "mean", "z", "zoom"}
-    with open_h5(path) as file:
-        names |= {"light_curves"} & set(file)
-    arrays, attrs = read_h5(path, only=sorted(names))
+    names = ("ids", "blend", "is_star", "centers", "scale", "mean", "z", "zoom")
+    arrays, attrs = read_h5(path, only=names, optional=("light_curves",))
     return Samples(**arrays, prior_sha256=attrs["prior_sha256"], attrs=attrs["run"])

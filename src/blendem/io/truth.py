@@ -9,7 +9,7 @@ import pandas as pd
 from astropy.table import Table
 from jaxtyping import Float
 
-from blendem.io.h5 import open_h5, read_h5
+from blendem.io.h5 import read_h5
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,8 @@ def read_truth(path: str | Path) -> TrueSources:
     Raises:
         InputError: If the file is missing or damaged.
     """
-    with open_h5(path) as file:
-        curves = {"light_curves"} & set(file)
-    arrays, attrs = read_h5(path, only=("table", "model", *curves))
+    names = ("table", "model")
+    arrays, attrs = read_h5(path, only=names, optional=("light_curves",))
     curves = arrays.get("light_curves")
     return TrueSources(
         Table(arrays["table"]).to_pandas(),

@@ -45,9 +45,7 @@ class SourceFlag(IntFlag):
     OFF_CENTER = 32  # the fitted centre ran into its bound
     NO_SHAPE = 64  # size or ellipticity could not be measured
     BAD_FIT = 128  # chi2 of the blend is far above its expectation
-    BEYOND_STAMP = (
-        256  # a galaxy of its blend outgrows the largest stamp: light is missing
-    )
+    BEYOND_STAMP = 256  # a galaxy of its blend outgrows the largest stamp
 
 
 class Plane(NamedTuple):

@@ -168,9 +168,8 @@ def choose_zoom(
         if zoom[best] < largest:
             zoom[best] += 1
         else:
-            lost[_box(positions[best], half[-1, best])] |= outside[
-                _box(positions[best], half[-1, best])
-            ]
+            there = _box(positions[best], half[-1, best])
+            lost[there] |= outside[there]
 
 
 def _box(position: Float[np.ndarray, " 2"], half: float) -> tuple[slice, slice]:
