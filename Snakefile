@@ -18,6 +18,7 @@ include: "workflow/rules/em.smk"
 include: "workflow/rules/infer.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/tiles.smk"
 include: "workflow/rules/dust.smk"
 
 
@@ -26,7 +27,8 @@ if CONFIG.dust:
     GOALS = DUST_PRODUCTS
 else:
     GOALS = [
-        *expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
+        *expand(f"{OUT}/catalog/{{field}}.fits", field=[*FIELDS, *TILED]),
+        *expand(f"{OUT}/map/{{field}}.fits", field=TILED),
         f"{OUT}/summary.json",
         f"{OUT}/report.html",
     ]

@@ -31,15 +31,14 @@ def test_smallest_bucket_that_holds_the_blend(n, shape, expected):
 
 
 def test_bounding_box_holds_footprint_sources_and_margin_inside_the_image():
-    region = np.zeros((20, 30), bool)
-    region[5:8, 10:12] = True
+    region, shape = (slice(5, 8), slice(10, 12)), (20, 30)
     inside = np.array([[6.0, 10.5]])
-    assert bounding_box(region, inside, 2) == (3, 10, 8, 14)
+    assert bounding_box(region, shape, inside, 2) == (3, 10, 8, 14)
     # A source outside of the footprint widens the box; the image cuts it.
-    assert bounding_box(region, np.array([[6.0, 27.4]]), 2) == (3, 10, 8, 30)
-    assert bounding_box(region, inside, 6) == (0, 14, 4, 18)
+    assert bounding_box(region, shape, np.array([[6.0, 27.4]]), 2) == (3, 10, 8, 30)
+    assert bounding_box(region, shape, inside, 6) == (0, 14, 4, 18)
     # Without a footprint the sources alone make the box.
-    assert bounding_box(region & False, np.array([[9.2, 9.7]]), 1) == (8, 12, 8, 12)
+    assert bounding_box(None, shape, np.array([[9.2, 9.7]]), 1) == (8, 12, 8, 12)
 
 
 def cut(rng, shape=(2, 5, 6)):

@@ -72,20 +72,26 @@ def choose_bucket(
 
 
 def bounding_box(
-    region: Bool[np.ndarray, "height width"],
+    region: tuple[slice, slice] | None,
+    shape: tuple[int, int],
     positions: Float[np.ndarray, "source 2"],
     margin: int,
 ) -> tuple[int, int, int, int]:
-    """Box (y0, y1, x0, x1) around a footprint and its sources, inside the image."""
-    ys, xs = np.nonzero(region)
+    """Box (y0, y1, x0, x1) around a footprint and its sources, inside the image.
+
+    Args:
+        region: Box of the footprint; None: it has no pixels.
+        shape: Height and width of the image.
+        positions: Sources (y, x) [pixel].
+        margin: Around them [pixel].
+    """
     low = np.floor(positions.min(axis=0)).astype(int)
-    high = np.ceil(positions.max(axis=0)).astype(int)
-    y0 = min(ys.min(initial=low[0]), low[0]) - margin
-    y1 = max(ys.max(initial=high[0]), high[0]) + margin + 1
-    x0 = min(xs.min(initial=low[1]), low[1]) - margin
-    x1 = max(xs.max(initial=high[1]), high[1]) + margin + 1
-    height, width = region.shape
-    return max(int(y0), 0), min(int(y1), height), max(int(x0), 0), min(int(x1), width)
+    high = np.ceil(positions.max(axis=0)).astype(int) + 1
+    if region is not None:
+        low = np.minimum(low, [axis.start for axis in region])
+        high = np.maximum(high, [axis.stop for axis in region])
+    (y0, x0), (y1, x1) = np.maximum(low - margin, 0), np.minimum(high + margin, shape)
+    return int(y0), int(y1), int(x0), int(x1)
 
 
 def pad_observation(

@@ -504,6 +504,24 @@ class BlendsConfig(Section):
     )
 
 
+class TilesConfig(Section):
+    """Cutting large fields of one observation into tiles, which are fields of their own."""
+
+    size: Annotated[PositiveInt | None, BeforeValidator(_none_if_empty)] = Field(
+        1024,
+        description="largest side of a tile [pixel]; fields that are larger are cut; null: none"
+        " is",
+    )
+    per_chunk: PositiveInt = Field(
+        1, description="tiles that one job works on, where `chunks` is null"
+    )
+
+    @staticmethod
+    def margin(blends: BlendsConfig) -> int:
+        """What a tile holds about its own part: the largest blend that begins in it [pixel]."""
+        return max(bucket.size for bucket in blends.buckets) + 16
+
+
 class InferConfig(Section):
     """Posterior of a blend."""
 
@@ -642,7 +660,11 @@ class RunConfig(Section):
     fields: OptionalPath = Field(
         None, description="TSV that lists the observations; null: simulated fields"
     )
-    chunks: PositiveInt = Field(1, description="jobs over which the fields are dealt")
+    chunks: Annotated[PositiveInt | None, BeforeValidator(_none_if_empty)] = Field(
+        None,
+        description="jobs over which fields and tiles are dealt; null: as many as large fields have"
+        " tiles over `tiles.per_chunk`, or one",
+    )
     simulate: SimulateConfig = SimulateConfig()
     frame: FrameConfig = FrameConfig()
     stamps: StampsConfig = StampsConfig()
@@ -651,6 +673,7 @@ class RunConfig(Section):
     detect: DetectConfig = DetectConfig()
     noise: NoiseConfig = NoiseConfig()
     blends: BlendsConfig = BlendsConfig()
+    tiles: TilesConfig = TilesConfig()
     infer: InferConfig = InferConfig()
     map: MapConfig = MapConfig()
     dust: DustConfig | None = Field(

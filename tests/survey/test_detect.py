@@ -66,7 +66,7 @@ def test_bright_isolated_sources_are_all_found_once(rng):
     truth = np.array(grid) + rng.uniform(-0.5, 0.5, (len(grid), 2))
     sources = [(y, x, 150.0) for y, x in truth]  # S/N 30
     image, variance = scene(sources, shape=(200, 200), noise=1.0, rng=rng)
-    found = detect(image, variance, PSF)
+    found = detect(detection_image(image, variance, PSF))
     assert len(found) == len(truth)
     position = np.stack([found["y"], found["x"]], axis=1)
     distance = np.hypot(*(position[:, None] - truth[None]).transpose(2, 0, 1))
@@ -78,15 +78,15 @@ def test_bright_isolated_sources_are_all_found_once(rng):
 
 def test_pure_noise_gives_no_detection_and_masked_sources_are_not_seen(rng):
     image, variance = scene([(50, 60, 500.0)], noise=1.0, rng=rng)
-    assert len(detect(image, variance, PSF)) == 1
+    assert len(detect(detection_image(image, variance, PSF))) == 1
     variance[:, 35:66, 45:76] = np.inf
-    assert len(detect(image, variance, PSF)) == 0
+    assert len(detect(detection_image(image, variance, PSF))) == 0
 
 
 def test_two_close_sources_are_told_apart():
     """Separated by 9 pixels, 3.2 sigma of the matched-filtered profile."""
     image, variance = scene([(50, 50, 300.0), (50, 59, 300.0)])
-    found = detect(image, variance, PSF)
+    found = detect(detection_image(image, variance, PSF))
     np.testing.assert_allclose(sorted(found["x"]), [50, 59], atol=1.0)
 
 
@@ -95,7 +95,7 @@ def test_grouping_known_answer():
     sources = [(30, 30, 300.0), (30, 39, 300.0), (70, 90, 300.0), (80, 20, 5.0)]
     image, variance = scene(sources)
     positions = np.array(sources)[:, :2]
-    blends = group_footprints(image, variance, PSF, positions)
+    blends = group_footprints(detection_image(image, variance, PSF), positions)
     a, b, c, d = blends.labels
     assert a == b
     assert len({a, c, d}) == 3
@@ -117,9 +117,11 @@ def test_large_blends_are_cut_at_a_higher_threshold():
     sources = [(30, 20, 400.0), (30, 26, 400.0), (30, 38, 400.0), (30, 44, 400.0)]
     image, variance = scene(sources)
     positions = np.array(sources)[:, :2]
-    whole = group_footprints(image, variance, PSF, positions)
+    whole = group_footprints(detection_image(image, variance, PSF), positions)
     assert len(set(whole.labels)) == 1
-    cut = group_footprints(image, variance, PSF, positions, max_sources=2)
+    cut = group_footprints(
+        detection_image(image, variance, PSF), positions, max_sources=2
+    )
     assert cut.labels[0] == cut.labels[1] != cut.labels[2] == cut.labels[3]
     assert cut.split.all()
     # Each pixel goes to the nearest source, so the border lies half-way, at x = 32.
@@ -132,7 +134,9 @@ def test_a_cut_follows_the_light_not_the_number_of_sources():
     """Three sources close together and one apart: 3 + 1, where halves would be 2 + 2."""
     positions = np.array([[30.0, 20], [30, 25], [30, 30], [30, 42]])
     image, variance = scene([(y, x, 400.0) for y, x in positions])
-    cut = group_footprints(image, variance, PSF, positions, max_sources=3)
+    cut = group_footprints(
+        detection_image(image, variance, PSF), positions, max_sources=3
+    )
     assert cut.labels[0] == cut.labels[1] == cut.labels[2] != cut.labels[3]
 
 
@@ -140,7 +144,9 @@ def test_inseparable_sources_are_cut_all_the_same():
     """Five catalog positions on one peak cannot fall apart at any threshold."""
     image, variance = scene([(30, 30, 400.0)])
     positions = 30.0 + np.array([[0, 0], [0, 1], [0, -1], [0, 2], [0, -2]])
-    blends = group_footprints(image, variance, PSF, positions, max_sources=2)
+    blends = group_footprints(
+        detection_image(image, variance, PSF), positions, max_sources=2
+    )
     counts = np.bincount(blends.labels)[1:]
     assert counts.max() <= 2
     assert counts.sum() == 5
@@ -149,10 +155,11 @@ def test_inseparable_sources_are_cut_all_the_same():
 
 def test_positions_outside_and_empty():
     image, variance = scene([(30, 30, 300.0)])
-    blends = group_footprints(image, variance, PSF, np.array([[-4.0, 130.0]]))
+    significance = detection_image(image, variance, PSF)
+    blends = group_footprints(significance, np.array([[-4.0, 130.0]]))
     assert blends.labels.tolist() == [1]
     assert blends.segmentation[0, -1] == 1
-    empty = group_footprints(image, variance, PSF, np.zeros((0, 2)))
+    empty = group_footprints(significance, np.zeros((0, 2)))
     assert empty.labels.shape == (0,)
     assert not empty.segmentation.any()
 
@@ -166,6 +173,20 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="variance that is not positive"):
         detection_image(image, 0 * variance, PSF)
     with pytest.raises(ValueError, match="finite"):
-        group_footprints(image, variance, PSF, np.full((1, 2), np.nan))
+        group_footprints(image[0], np.full((1, 2), np.nan))
     with pytest.raises(ValueError, match="`max_sources` must be at least 1"):
-        group_footprints(image, variance, PSF, np.zeros((1, 2)), max_sources=0)
+        group_footprints(image[0], np.zeros((1, 2)), max_sources=0)
+
+
+def test_sources_too_far_apart_for_a_bucket_are_cut():
+    """A chain of four that touch: 36 pixels long, no part may be longer than 20."""
+    positions = np.array([[30.0, 20], [30, 32], [30, 44], [30, 56]])
+    image, variance = scene([(y, x, 400.0) for y, x in positions])
+    significance = detection_image(image, variance, PSF)
+    whole = group_footprints(significance, positions)
+    assert len(set(whole.labels)) == 1
+    cut = group_footprints(significance, positions, max_extent=20)
+    for label in set(cut.labels):
+        assert np.ptp(positions[cut.labels == label], axis=0).max() <= 20
+    assert cut.split.all()
+    np.testing.assert_array_equal(cut.segmentation > 0, whole.segmentation > 0)

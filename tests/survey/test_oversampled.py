@@ -9,7 +9,7 @@ import pytest
 from blendem.blend import Bucket
 from blendem.inference.statistics import render_sources
 from blendem.noise import draw_noise
-from blendem.survey.detect import detect
+from blendem.survey.detect import detect, detection_image
 from blendem.survey.extract import Plane, extract_blends
 from blendem.survey.psf_model import at_pixels, nyquist_amplitude
 
@@ -142,7 +142,9 @@ def test_how_much_a_psf_is_aliased():
 
 
 def test_detection_takes_the_psf_of_the_pixels(image):
-    found = detect(image, np.ones_like(image), at_pixels(effective_psf(), FINE))
+    found = detect(
+        detection_image(image, np.ones_like(image), at_pixels(effective_psf(), FINE))
+    )
     found = np.stack([found["y"], found["x"]], axis=-1)
     assert len(found) == len(AT)
     apart = np.linalg.norm(found[:, None] - AT, axis=-1).min(axis=0)

@@ -1,6 +1,7 @@
 # Settings of the run, its fields, and shared helpers.
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # Rules and scripts use this checkout, installed or not.
@@ -16,10 +17,12 @@ from blendem.config import (
     with_start,
 )
 from blendem.io.headers import read_header
+from blendem.io.readers import image_shape
 from blendem.io.shipped import shipped_prior
 from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
 from blendem.provenance import file_sha256
 from blendem.survey.instruments import INSTRUMENTS
+from blendem.survey.tiles import tile_grid
 
 
 def simulated_rows(simulate, out):
@@ -39,6 +42,44 @@ def simulated_rows(simulate, out):
                 )
             )
     return rows
+
+
+def in_tiles(rows, config, out):
+    """Rows with a row for each tile of a large field, and the names of these by field.
+
+    Fields of several observations, ready-made cut-outs and galaxies behind dust stay whole.
+    """
+    fields = [row.field for row in rows]
+    if config.tiles.size is None or config.blends.group != "footprint" or config.dust:
+        return rows, {}
+    found, tiled = [], {}
+    for row in rows:
+        simulated = config.fields is None
+        shape = config.simulate.shape if simulated else image_shape(row.path)
+        if shape is None or fields.count(row.field) > 1:
+            found.append(row)
+            continue
+        grid = tile_grid(shape, config.tiles.size, config.tiles.margin(config.blends))
+        if len(grid) == 1:
+            found.append(row)
+            continue
+        tiled[row.field] = [f"{row.field}.{tile.name}" for tile in grid]
+        # The tile says what else the row said.
+        found += [
+            replace(
+                row,
+                field=name,
+                path=Path(f"{out}/tiles/{name}.fits"),
+                catalog=None,
+                bands=None,
+                magzero=None,
+                stars=(),
+            )
+            for name in tiled[row.field]
+        ]
+    if clash := {row.field for row in found} & set(tiled):
+        raise InputError(f"field {clash.pop()}: its name is that of a tile; rename it")
+    return found, tiled
 
 
 # A default that the user's file does not mention must not leak in from the default file.
@@ -62,6 +103,8 @@ try:
         ROWS = read_fields_table(CONFIG.fields)
         # Snakemake would name a missing file, but neither its field nor a remedy.
         check_files(ROWS)
+    # Rows as they are given, and as jobs work on them: of large fields the tiles.
+    GIVEN_ROWS, (ROWS, TILED) = ROWS, in_tiles(ROWS, CONFIG, OUT)
     # Tier of a given prior, which decides whether a denoiser is trained.
     START_TIER = CONFIG.prior.start and read_header(CONFIG.prior.start)["tier"]
     # Bands of the model, and the setting that they come from.
@@ -82,7 +125,9 @@ except (ConfigError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
 FIELDS = list(dict.fromkeys(row.field for row in ROWS))
-CHUNKS = min(CONFIG.chunks, len(FIELDS))
+N_TILES = sum(map(len, TILED.values()))
+CHUNKS = CONFIG.chunks or max(1, N_TILES // CONFIG.tiles.per_chunk)
+CHUNKS = min(CHUNKS, len(FIELDS))
 # On a cluster (`--jobs`) a job has what its profile asks for with `set-threads`, else one core.
 # Only a run on this machine divides its cores; a job must not count those of its node.
 ON_CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None
@@ -96,6 +141,8 @@ TRUE_CURVES = SIMULATED and CONFIG.simulate.transients.share > 0
 LAPS = CONFIG.em.laps
 # Laps that have an evidence in closed form.
 GAUSSIAN_LAPS = LAPS if CONFIG.prior.tier == "gaussian" else 0
+# Cards of every product; METHOD differs.
+META = {"PRIOR": "none", "CONFIG": config_hash(CONFIG), "VERSION": blendem.__version__}
 VERSION = blendem.__version__
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else ""
 
@@ -122,13 +169,18 @@ def rows_of(chunk):
     return [row.plain() for row in ROWS if row.field in names]
 
 
-def files_of(chunk):
-    """Files that the fields of a chunk are read from."""
-    rows = rows_of(chunk)
+def files_for(rows, fields):
+    """Files that some fields of a table are read from."""
+    rows = [row.plain() for row in rows if row.field in set(fields)]
     catalogs = [row["catalog"] for row in rows if row["catalog"]]
     return (
         [row["path"] for row in rows] + catalogs + [p for r in rows for p in r["psf"]]
     )
+
+
+def files_of(chunk):
+    """Files that the fields of a chunk are read from."""
+    return files_for(ROWS, fields_of(chunk))
 
 
 # Basis of all priors of the run, with the moments of the training set.

@@ -16,6 +16,9 @@ if SIMULATED:
     FIGURES += ["flux_error", "coverage"]
 if EPOCHS:
     FIGURES += ["light_curves"]
+if TILED:
+    # A tile also shows blends of its neighbours, which are modelled there.
+    FIGURES[0] = "mosaic"
 
 
 rule plot_field:
@@ -230,7 +233,7 @@ rule make_report:
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         summary=f"{OUT}/summary.json",
         provenance=f"{OUT}/provenance.json",
-        catalog=f"{OUT}/catalog/{SHOWN}.fits",
+        catalog=f"{OUT}/catalog/{[*TILED, SHOWN][0]}.fits",
         figures=expand(f"{OUT}/figures/{{figure}}.png", figure=FIGURES),
         captions=expand(
             f"{workflow.basedir}/workflow/report/{{figure}}.rst", figure=FIGURES

@@ -17,7 +17,7 @@ rule check_inputs:
         files=(
             []
             if SIMULATED
-            else sorted({f for c in range(CHUNKS) for f in files_of(c)})
+            else sorted(set(files_for(GIVEN_ROWS, [row.field for row in GIVEN_ROWS])))
         ),
     output:
         checked=f"{OUT}/checked.json",
@@ -63,6 +63,9 @@ rule simulate_stamps:
         "../scripts/simulate_stamps.py"
 
 
+SIMULATED_FIELDS = list(dict.fromkeys(row.field for row in GIVEN_ROWS))
+
+
 rule simulate_field:
     input:
         code=modules(
@@ -88,7 +91,7 @@ rule simulate_field:
         "../../envs/blendem.yaml"
     params:
         seed=CONFIG.seed,
-        index=lambda wildcards: FIELDS.index(wildcards.field),
+        index=lambda wildcards: SIMULATED_FIELDS.index(wildcards.field),
         simulate=CONFIG.simulate.model_dump(),
         frame=CONFIG.frame.model_dump(),
         dust=CONFIG.dust and CONFIG.dust.model_dump(),

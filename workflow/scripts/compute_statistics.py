@@ -73,7 +73,8 @@ def main(
         [
             s is not None and not large and _fits(s, model, max_chi2)
             for s, large in zip(unstack(arrays, data), magnified, strict=True)
-        ]
+        ],
+        dtype=bool,
     )
     LOG.info("%d of %d blends enter EM", arrays["in_em"].sum(), len(arrays["in_em"]))
     attrs = {

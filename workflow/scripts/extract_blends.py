@@ -17,7 +17,7 @@ from blendem.io.priors import check_prior, read_prior
 from blendem.io.table import FieldRow, InputError, epochs_of
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import Basis
-from blendem.survey.detect import detect
+from blendem.survey.detect import detect_catalog, detection_image
 from blendem.survey.extract import (
     SAME_PIXEL,
     Plane,
@@ -28,6 +28,7 @@ from blendem.survey.extract import (
     pixel_scale_of,
     psf_widths,
 )
+from blendem.survey.footprints import Footprints
 from blendem.survey.instruments import INSTRUMENTS
 from blendem.survey.psf_model import at_pixels, nyquist_amplitude
 
@@ -39,6 +40,12 @@ DEFAULT_SCALE = (
 # tests/survey/test_oversampled.py 0.08 (pixels of 0.04 arcsec) adds 0.01 to chi2 per pixel and
 # 0.28 (0.05 arcsec) adds 0.8, with peaks of 170 and 230 sigma.
 ALIASED = 0.2
+SOURCE_COLUMNS = {"id": int, "x": float, "y": float, "ra": float, "dec": float}
+SOURCE_COLUMNS |= {"field": str, "type": str, "blend": int, "slot": int, "flags": int}
+BLEND_COLUMNS = {"field": str} | dict.fromkeys(
+    ("number", "stack", "index", "corner_y", "corner_x", "height", "width"), int
+)
+BLEND_COLUMNS |= {"n_sources": int, "flags": int}
 
 
 def main(
@@ -109,6 +116,7 @@ def main(
             stamp=frame.stamp,
             magnify=config.magnify,
             shines=shines,
+            footprints=_footprints(first),
         )
         for number, cut in enumerate(cuts):
             place, index = -1, -1
@@ -159,8 +167,8 @@ def main(
         output,
         BlendSet(
             [stack(group, len(group)) for group in stacks.values()],
-            _columns(sources),
-            _columns(blends),
+            _columns(sources, SOURCE_COLUMNS),
+            _columns(blends, BLEND_COLUMNS),
             fields,
             {"bands": list(basis.bands)},
         ),
@@ -188,8 +196,21 @@ def _shines(
     return variable[:, None] & ~np.array(dark)
 
 
-def _columns(rows: list[dict]) -> dict[str, np.ndarray]:
-    return {key: np.asarray([row[key] for row in rows]) for key in rows[0]}
+def _footprints(observed: ObservedField) -> Footprints | None:
+    """Groups that a tile of a field comes with."""
+    if observed.segmentation is None:
+        return None
+    groups = (np.asarray(observed.catalog[name]) for name in ("group", "split"))
+    labels, split = (values.astype(int) for values in groups)
+    return Footprints(labels, observed.segmentation.astype(np.int32), split > 0)
+
+
+def _columns(rows: list[dict], kinds: dict[str, type]) -> dict[str, np.ndarray]:
+    """Rows as columns, which have their kinds where there is no row."""
+    return {
+        key: np.array([row[key] for row in rows], dtype=kind)
+        for key, kind in kinds.items()
+    }
 
 
 def _plane(
@@ -270,24 +291,18 @@ def _scale(observed: ObservedField, frame: FrameConfig) -> float:
     return pixel_scale_of(observed.wcs, fallback)
 
 
-def _detect(observed: ObservedField, config: DetectConfig):
-    found = detect(
-        observed.image,
-        observed.variance,
-        at_pixels(observed.psf, observed.oversampling),
-        threshold=config.threshold,
-        minarea=config.minarea,
-    )
-    if not len(found):
-        raise InputError(
-            f"{observed.path} (field {observed.field}): no source above"
-            f" detect.threshold = {config.threshold}; lower it or give a catalog"
+def _detect(observed: ObservedField, config: DetectConfig) -> Table:
+    psf = at_pixels(observed.psf, observed.oversampling)
+    try:
+        found = detect_catalog(
+            detection_image(observed.image, observed.variance, psf),
+            observed.wcs,
+            threshold=config.threshold,
+            minarea=config.minarea,
         )
-    ra = dec = np.full(len(found), np.nan)
-    if observed.wcs is not None:
-        ra, dec = observed.wcs.celestial.all_pix2world(found["x"], found["y"], 0)
-    found["ra"], found["dec"] = ra, dec
-    found["type"], found["off"] = "galaxy", ""
+    except ValueError as error:
+        where = f"{observed.path} (field {observed.field})"
+        raise InputError(f"{where}: {error}") from None
     LOG.info("%s: %d sources detected", observed.field, len(found))
     return found
 

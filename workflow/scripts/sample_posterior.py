@@ -130,9 +130,8 @@ def main(
         for x in offsets
     ]
     # Mean and standard deviation of every observation but the first (y, x) [model pixel].
-    out["offset"], out["offset_sd"] = np.reshape(padded, (n_blends, 2, -1, 2)).swapaxes(
-        0, 1
-    )
+    pairs = np.reshape(padded, (n_blends, 2, width // 2, 2))
+    out["offset"], out["offset_sd"] = pairs.swapaxes(0, 1)
     seconds = time.perf_counter() - start
     LOG.info("%d blends, %d draws each: %.1f s", n_blends, infer.samples, seconds)
     write_h5(output, out | {"blends": per_blend}, {"seconds": seconds})

@@ -83,6 +83,8 @@ def _score(catalog, models, samples, truth, basis, reference_band) -> pd.DataFra
     table = read_table(catalog)[0].to_pandas()
     known = read_truth(truth)
     true, bands = known.table, known.bands
+    if not len(table) and not len(true):
+        return pd.DataFrame()  # a tile without sources
     grown = table.set_index("id")["magnification"].reindex(true["id"]).to_numpy() > 1
     for b in bands:
         # Light beyond the stamp is in no model: `stamp_fraction` of the truth tells it. Magnified

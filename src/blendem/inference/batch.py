@@ -84,11 +84,37 @@ def _statistics(blends, amplitudes, transforms, psf_sigma, n_bands, settings):
     return jax.vmap(one)(blends, amplitudes)
 
 
-def _most_pixels(variance: np.ndarray) -> int:
-    """Most unmasked pixels of a blend, rounded up so that similar stacks share a program."""
-    used = np.isfinite(variance).any(axis=1).sum(axis=(-2, -1)).max()
-    step = max(256, variance.shape[-1] * variance.shape[-2] // 16)
-    return int(min(-(-used // step) * step, variance.shape[-1] * variance.shape[-2]))
+# Blends of a stack are computed with as many pixels as they have, rounded up to parts of all: few
+# programs that other stacks of the same bucket have, too. Fewer blends are no group of their own.
+PARTS, SMALLEST = 4, 16
+
+
+def _by_pixels(stack: Blend) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+    """Blends of a stack in groups, and the most unmasked pixels of each observation of a group."""
+    totals = [o.variance.shape[-1] * o.variance.shape[-2] for o in stack.observations]
+    parts = np.stack(
+        [
+            np.ceil(PARTS * np.isfinite(o.variance).any(axis=1).mean(axis=(-2, -1)))
+            for o in stack.observations
+        ],
+        axis=-1,
+    ).clip(min=1)
+    most, group = parts.max(axis=-1), np.zeros(0, int)
+    for level in range(1, PARTS + 1):
+        group = np.union1d(group, np.flatnonzero(most == level))
+        left = np.count_nonzero(most > level)
+        if not left or min(len(group), left) >= SMALLEST:
+            if len(group):
+                yield group, _pixels(parts[group], totals)
+            group = np.zeros(0, int)
+
+
+def _pixels(parts: np.ndarray, totals: list[int]) -> tuple[int, ...]:
+    """Pixels of each observation that hold all of its parts."""
+    most = parts.max(axis=0)
+    return tuple(
+        int(-(-total * n // PARTS)) for total, n in zip(totals, most, strict=True)
+    )
 
 
 def statistics_of(
@@ -100,21 +126,29 @@ def statistics_of(
 ) -> dict[str, np.ndarray]:
     """`compute_statistics` of stacked blends: one compilation, flat memory.
 
-    Amplitudes are fitted unless they are given, with a leading axis for the blends.
+    Amplitudes are fitted unless they are given, with a leading axis for the blends. A CPU gets one
+    blend at a time whatever `batch` says: it is as fast, and none fills up a batch.
     Returns the fields of `Statistics`, each with the stack's leading axis.
     """
     transforms = transforms_of(stack, basis)
-    pixels = tuple(_most_pixels(np.asarray(o.variance)) for o in stack.observations)
     stamp = magnified_side(settings.stamp, largest_zoom(stack))
-    settings = settings._replace(pixels=pixels, stamp=stamp)
     psf_sigma = jnp.float32(basis.psf_sigma)
+    batch = 1 if jax.default_backend() == "cpu" else batch
+    order, parts = [], []
+    for index, pixels in _by_pixels(stack):
+        chosen = settings._replace(pixels=pixels, stamp=stamp)
 
-    def program(blends, amplitudes):
-        return _statistics(
-            blends, amplitudes, transforms, psf_sigma, len(basis.bands), settings
-        )
+        def program(blends, amplitudes, chosen=chosen):
+            return _statistics(
+                blends, amplitudes, transforms, psf_sigma, len(basis.bands), chosen
+            )
 
-    return run_batches(program, stack, batch, amplitudes)._asdict()
+        some, given = jax.tree.map(lambda leaf, i=index: leaf[i], (stack, amplitudes))
+        parts.append(run_batches(program, some, batch, given))
+        order.append(index)
+    back = np.argsort(np.concatenate(order))
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
+    return joined._asdict()
 
 
 @eqx.filter_jit

@@ -304,11 +304,17 @@ def _accumulate(
             )
             return cols, prior_mean, slopes
 
-        # One source after the other: as one batch the products are twice as slow on a CPU.
-        terms = [columns(k) for k in range(len(centers))]
-        cols, prior_mean, slopes = (
-            jnp.stack(t, axis=1) for t in zip(*terms, strict=True)
-        )
+        # One source after the other: as one batch the products are twice as slow on a CPU. A loop
+        # of XLA is up to 13 % slower than one that is written out, but compiles in less time and
+        # memory, which counts with several observations.
+        if len(blend.observations) > 1:
+            terms = jax.lax.map(columns, jnp.arange(n_sources))
+            cols, prior_mean, slopes = (jnp.moveaxis(t, 0, 1) for t in terms)
+        else:
+            each = [columns(k) for k in range(n_sources)]
+            cols, prior_mean, slopes = (
+                jnp.stack(t, axis=1) for t in zip(*each, strict=True)
+            )
         blocks = [cols.reshape(len(pixels), -1)]
         if settings.centroid_sigma > 0:
             own = slopes * (settings.centroid_sigma * blend.present)[None, :, None]

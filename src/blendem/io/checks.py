@@ -53,8 +53,15 @@ def check_pixels(
     masked: Bool[np.ndarray, "band height width"],
     bands: tuple[str, ...],
     names: dict[str, str],
+    first: tuple[int, int] = (0, 0),
+    *,
+    complete: bool = True,
 ) -> Iterator[str]:
-    """NaN, impossible variances, and bands without a single usable pixel."""
+    """NaN, impossible variances, and bands without a single usable pixel.
+
+    Of a part of an image that begins at pixel `first` (y, x), or is not `complete`, a band may have
+    none.
+    """
     used = ~masked & ~np.isposinf(variance)
     mask = f"mask the pixels ({names['MASK']}, or infinite variance)"
     for key, array, bad, what in (
@@ -67,10 +74,11 @@ def check_pixels(
             b, y, x = where[0]
             yield (
                 f"{names[key]}: {len(where)} unmasked pixels {what}, the first in band"
-                f" {bands[b]} at (x, y) = ({x}, {y}) with {array[b, y, x]}; {mask}"
+                f" {bands[b]} at (x, y) = ({x + first[1]}, {y + first[0]}) with"
+                f" {array[b, y, x]}; {mask}"
             )
     for band, plane in zip(bands, used, strict=True):
-        if not plane.any():
+        if complete and not plane.any():
             yield (
                 f"band {band}: every pixel is masked; drop the band from the file, or check"
                 f" {names['MASK']} and {names['VAR']}"
@@ -136,6 +144,17 @@ def check_correlation(
         yield f"{name}: differs at opposite lags; a correlation does not"
     if np.abs(correlation).max() > 1 + 1e-3:
         yield f"{name}: is above 1 at some lag; it is no correlation"
+
+
+def check_segmentation(
+    segmentation: np.ndarray, shape: tuple[int, int], name: str
+) -> Iterator[str]:
+    """Shape and type of the groups of pixels."""
+    if segmentation.shape != shape or segmentation.dtype.kind not in "iu":
+        yield (
+            f"{name}: holds {segmentation.dtype} of shape {segmentation.shape}; give whole"
+            f" numbers (y, x), one per pixel of the image, {shape}"
+        )
 
 
 def centroid(psf: Float[np.ndarray, "height width"]) -> tuple[float, float]:

@@ -1,14 +1,14 @@
 """Observations in and out of files: the input contract of docs/formats.md."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from blendem.io.atomic import atomic_path
 from blendem.io.bands import ModelBands, compare_bands
@@ -18,10 +18,11 @@ from blendem.io.checks import (
     check_correlation,
     check_pixels,
     check_psf,
+    check_segmentation,
     check_shapes,
 )
 from blendem.io.psfex import read_psfex
-from blendem.io.readers import read_raw
+from blendem.io.readers import RawObservation, Window, image_shape, read_raw
 from blendem.io.table import (
     FieldRow,
     InputError,
@@ -38,9 +39,13 @@ __all__ = [
     "ObservedField",
     "read_fields_table",
     "read_observation",
+    "read_sources",
+    "strips",
     "validate_fields",
     "write_field",
 ]
+
+STRIP = 2048**2  # a larger image is read in strips of as many pixels
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class ObservedField:
             WCS), `type` (`io.catalogs.TYPES`), `off`; None if sources are to be detected.
         psf_model: PSF that varies over the image; None: `psf` everywhere.
         oversampling: Pixels of `psf` per pixel of the image, along an axis.
+        segmentation: Group of each pixel, 0 where there is none, where groups are known; the catalog
+            then has columns `group` and `split`.
     """
 
     field: str
@@ -78,27 +85,38 @@ class ObservedField:
     correlation: Float[np.ndarray, "band lag lag"] | None = None
     psf_model: PSFExModel | None = None
     oversampling: int = 1
+    segmentation: Int[np.ndarray, "height width"] | None = None
 
 
-def read_observation(row: FieldRow, columns: Sequence[str] = ()) -> ObservedField:
+GROUP_COLUMNS = ("group", "split")
+
+
+def read_observation(
+    row: FieldRow, columns: Sequence[str] = (), *, window: Window | None = None
+) -> ObservedField:
     """Read and check one observation.
 
     Bands and zero point are those of the file, else of the table's columns, else of the
     instrument. Sources are those of column `catalog`, else of the file, else None. The PSF is
     that of column `psf`, else of the file. `columns` are further columns of numbers that a
-    catalog must have.
+    catalog must have. Of a `window` (y0, y1, x0, x1) pixels alone are read and checked: sources
+    are those of `read_sources`, and a band may have no pixel there.
 
     Raises:
         InputError: It lists everything that is wrong with the file.
     """
-    raw = read_raw(row.path, with_psf=not row.psf)
+    raw = read_raw(row.path, with_psf=not row.psf, window=window)
     where = f"{row.path} (field {row.field})"
+    part = window is not None or raw.segmentation is not None
     bands, magzero, problems = _settle(row, raw.bands, raw.magzero, len(raw.image))
     problems += check_shapes(raw.image, raw.variance, raw.psf, bands, raw.names)
     if problems:
         raise input_error(where, problems)
     image, variance = _single(raw.image), _single(raw.variance)
-    problems += check_pixels(image, variance, raw.masked, bands, raw.names)
+    first = (0, 0) if window is None else window[::2]
+    problems += check_pixels(
+        image, variance, raw.masked, bands, raw.names, first, complete=not part
+    )
     if ((raw.variance > 0) & (variance < np.finfo(np.float32).tiny)).any():
         problems.append(
             f"{raw.names['VAR']}: values as small as {raw.variance.min():.3g} do not fit"
@@ -106,28 +124,22 @@ def read_observation(row: FieldRow, columns: Sequence[str] = ()) -> ObservedFiel
         )
     psf_model = None
     if row.psf:
-        psf_model, found = read_psfex(row.psf, bands, image.shape[1:])
+        psf_model, found = read_psfex(row.psf, bands, image.shape[1:], raw.origin)
         problems += found
     else:
         psf = raw.psf.astype(np.float64)
         problems += check_psf(psf, bands, raw.names["PSF"], raw.oversampling)
     if raw.correlation is not None:
         problems += check_correlation(raw.correlation, bands, raw.names["NOISECORR"])
-    catalog = None
-    try:
-        if row.catalog is not None:
-            name, catalog = f"catalog {row.catalog}", read_catalog(row.catalog)
-        elif raw.catalog is not None:
-            name, catalog = raw.names["CATALOG"], raw.catalog
-        if catalog is not None:
-            catalog = clean_catalog(catalog, raw.wcs, name, columns)
-            problems += check_catalog(catalog, image.shape[1:], raw.wcs, name)
-            unknown = sorted(set(row.stars) - set(catalog["id"].tolist()))
-            if unknown:
-                problems.append(f"column stars: no source of {name} has id {unknown}")
-            catalog["type"][np.isin(catalog["id"], row.stars)] = "star"
-    except InputError as error:
-        problems.append(str(error))
+    segmentation, catalog = raw.segmentation, None
+    if segmentation is not None:
+        columns = (*columns, *GROUP_COLUMNS)
+        problems += check_segmentation(
+            segmentation, image.shape[1:], raw.names["SEGMENT"]
+        )
+    if window is None:
+        catalog, found = _sources(row, raw, image.shape[1:], columns)
+        problems += found
     if problems:
         raise input_error(where, problems)
     if psf_model is not None:
@@ -148,7 +160,45 @@ def read_observation(row: FieldRow, columns: Sequence[str] = ()) -> ObservedFiel
         correlation=None if raw.correlation is None else raw.correlation.astype(float),
         psf_model=psf_model,
         oversampling=raw.oversampling,
+        segmentation=segmentation,
     )
+
+
+def read_sources(row: FieldRow) -> Table | None:
+    """Catalog of an observation as `read_observation` has it, without its pixels.
+
+    Raises:
+        InputError: It lists everything that is wrong with the catalog.
+    """
+    shape = image_shape(row.path)
+    raw = read_raw(row.path, with_psf=False, window=(0, 1, 0, 1))
+    catalog, problems = _sources(row, raw, shape, ())
+    if problems:
+        raise input_error(f"{row.path} (field {row.field})", problems)
+    return catalog
+
+
+def _sources(
+    row: FieldRow, raw: RawObservation, shape: tuple[int, int], columns: Sequence[str]
+) -> tuple[Table | None, list[str]]:
+    """Checked sources of column `catalog`, else of the file, and their problems."""
+    problems, catalog = [], None
+    try:
+        if row.catalog is not None:
+            name, catalog = f"catalog {row.catalog}", read_catalog(row.catalog)
+        elif raw.catalog is not None:
+            name, catalog = raw.names["CATALOG"], raw.catalog
+        if catalog is not None:
+            catalog = clean_catalog(catalog, raw.wcs, name, columns)
+            if len(catalog) or raw.segmentation is None:  # a tile may hold nothing
+                problems += check_catalog(catalog, shape, raw.wcs, name)
+            unknown = sorted(set(row.stars) - set(catalog["id"].tolist()))
+            if unknown:
+                problems.append(f"column stars: no source of {name} has id {unknown}")
+            catalog["type"][np.isin(catalog["id"], row.stars)] = "star"
+    except InputError as error:
+        problems.append(str(error))
+    return catalog, problems
 
 
 def validate_fields(
@@ -193,7 +243,7 @@ def _check_field(
     problems, has_wcs, bands, first = [], {}, [], None
     for number, row in enumerate(rows):
         try:
-            observed = read_observation(row)
+            observed = _check_observation(row)
         except InputError as error:
             problems.append(str(error))
             continue
@@ -210,6 +260,33 @@ def _check_field(
             " one; give every observation of a field a WCS, or none"
         )
     return problems, bands
+
+
+def _check_observation(row: FieldRow) -> ObservedField:
+    """An observation that has been read as a whole; a large one strip by strip, of which the first
+    is returned, with all sources."""
+    shape = image_shape(row.path)
+    if shape is None or shape[0] * shape[1] <= STRIP:
+        return read_observation(row)
+    first, seen = None, False
+    for y0, y1 in strips(shape, STRIP):
+        observed = read_observation(row, window=(y0, y1, 0, shape[1]))
+        seen = seen | np.isfinite(observed.variance).any(axis=(1, 2))
+        first = first or observed
+    if not np.all(seen):
+        empty = ", ".join(b for b, s in zip(first.bands, seen, strict=True) if not s)
+        raise InputError(
+            f"{row.path} (field {row.field}): band {empty}: every pixel is masked; drop the band"
+            " from the file, or check its mask and variance"
+        )
+    return replace(first, catalog=read_sources(row))
+
+
+def strips(shape: tuple[int, int], pixels: int) -> Iterator[tuple[int, int]]:
+    """Rows (y0, y1) of strips of an image of about as many pixels."""
+    height = max(1, pixels // shape[1])
+    for y0 in range(0, shape[0], height):
+        yield y0, min(y0 + height, shape[0])
 
 
 def _settle(
@@ -288,13 +365,14 @@ def write_field(
     cards: dict[str, str | float | int] | None = None,
     correlation: Float[np.ndarray, "band lag lag"] | None = None,
     oversampling: int = 1,
+    segmentation: Int[np.ndarray, "height width"] | None = None,
 ) -> None:
     """Write an observation that `read_observation` reads back.
 
     Args:
         path: FITS file; it appears only when complete.
-        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation, oversampling: As
-            in `ObservedField`.
+        image, variance, psf, bands, magzero, unit, wcs, catalog, correlation, oversampling,
+            segmentation: As in `ObservedField`.
         mask: True where masked, besides pixels of infinite variance.
         cards: More cards for the primary header.
 
@@ -336,6 +414,8 @@ def write_field(
         hdus.append(
             fits.ImageHDU(np.asarray(correlation, np.float32), name="NOISECORR")
         )
+    if segmentation is not None:
+        hdus.append(fits.ImageHDU(np.asarray(segmentation, np.int32), name="SEGMENT"))
     for key, value in (cards or {}).items():
         hdus[0].header[key] = value
     if catalog is not None:

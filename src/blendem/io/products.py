@@ -334,7 +334,10 @@ def _image(name, array, bands, unit, wcs=None) -> fits.ImageHDU:
     header = wcs.to_header() if wcs is not None else fits.Header()
     header["BANDS"] = (",".join(bands), "name of each plane")
     header["BUNIT"] = (unit, "unit of the pixels")
-    return fits.ImageHDU(array.astype(np.float32), header, name=name)
+    # What has the type of FITS stays where it is, on disk if it is there.
+    on_disk = array.dtype == np.dtype(">f4")
+    data = array if on_disk else array.astype(np.float32)
+    return fits.ImageHDU(data, header, name=name)
 
 
 def _unit(column: str, flux_unit: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from astropy.io import fits
 from galsim.des import DES_PSFEx
 
@@ -13,7 +14,10 @@ from blendem.survey.psf_model import PSFExModel, draw_psfex, psfex_size
 
 
 def read_psfex(
-    paths: Sequence[Path], bands: Sequence[str], shape: tuple[int, int]
+    paths: Sequence[Path],
+    bands: Sequence[str],
+    shape: tuple[int, int],
+    origin: tuple[int, int] = (0, 0),
 ) -> tuple[PSFExModel | None, list[str]]:
     """Read the model of every band, and check it all over the image.
 
@@ -21,6 +25,7 @@ def read_psfex(
         paths: One file per band, in their order.
         bands: Names of the bands.
         shape: Height and width of the image [pixel].
+        origin: Pixel (y, x) of the models at which the image begins.
 
     Returns:
         The model, or None, and what is wrong with the files.
@@ -41,8 +46,8 @@ def read_psfex(
         return None, problems
     size = max(map(psfex_size, models))
     for model, name, band in zip(models, names, bands, strict=True):
-        problems += _check(model, name, band, size, shape)
-    return PSFExModel(tuple(models), tuple(names), size), problems
+        problems += _check(model, name, band, size, shape, origin)
+    return PSFExModel(tuple(models), tuple(names), size, origin), problems
 
 
 def _open(path: Path) -> DES_PSFEx:
@@ -90,12 +95,18 @@ def _open(path: Path) -> DES_PSFEx:
 
 
 def _check(
-    model: DES_PSFEx, name: str, band: str, size: int, shape: tuple[int, int]
+    model: DES_PSFEx,
+    name: str,
+    band: str,
+    size: int,
+    shape: tuple[int, int],
+    origin: tuple[int, int],
 ) -> Iterator[str]:
     """The first problem of a band at the corners, edges and middle of the image."""
     height, width = shape
-    for y in (0, (height - 1) / 2, height - 1):
-        for x in (0, (width - 1) / 2, width - 1):
+    first_y, first_x = origin
+    for y in first_y + np.array([0, (height - 1) / 2, height - 1]):
+        for x in first_x + np.array([0, (width - 1) / 2, width - 1]):
             try:
                 image = draw_psfex(model, (y, x), size)
             except ValueError as error:

@@ -15,7 +15,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS, FITSFixedWarning
 
-from blendem.io.fitsfile import is_fits, open_fits
+from blendem.io.fitsfile import DAMAGE, browse_fits, is_fits, open_fits
 from blendem.io.table import InputError, split_bands
 
 # Bits of LSST image masks (lsst.afw.image.Mask, default planes) whose pixels are not used:
@@ -23,6 +23,10 @@ from blendem.io.table import InputError, split_bands
 # (meas_extensions_scarlet, `utils.defaultBadPixelMasks`; its later versions add planes).
 # DETECTED, INTRP, CR and others stay in.
 LSST_PLANES = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
+# Images of a file that are read in part, and cards of the place of a tile in its field.
+OF_PIXELS = ("SCI", "VAR", "MASK", "SEGMENT")
+ORIGIN = ("TILE_Y", "TILE_X")
+Window = tuple[int, int, int, int]  # y0, y1, x0, x1 [pixel]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class RawObservation:
         correlation: Of the noise, `(band, lag, lag)`; None where the file has none.
         names: What the file calls `image`, `variance`, `mask`, `psf` and `catalog`.
         bands, magzero, unit, wcs, catalog: None (unit: empty) where the file is silent.
+        segmentation: Group of each pixel, `(height, width)`, or None.
+        origin: Pixel (y, x) of the whole field at which the image begins.
     """
 
     image: np.ndarray
@@ -51,14 +57,34 @@ class RawObservation:
     unit: str
     wcs: WCS | None
     catalog: Table | None
+    segmentation: np.ndarray | None = None
+    origin: tuple[int, int] = (0, 0)
 
 
-def read_raw(path: Path, *, with_psf: bool = True) -> RawObservation:
+def image_shape(path: Path) -> tuple[int, int] | None:
+    """Height and width of a FITS observation by its header; None: it does not tell.
+
+    What is wrong with the file is for `read_raw` to say.
+    """
+    if not path.is_file() or not is_fits(path):
+        return None
+    try:
+        header = fits.getheader(path, "SCI")
+        return int(header["NAXIS2"]), int(header["NAXIS1"])
+    except (KeyError, *DAMAGE):
+        return None
+
+
+def read_raw(
+    path: Path, *, with_psf: bool = True, window: Window | None = None
+) -> RawObservation:
     """Read an observation file by its suffix.
 
     Args:
         path: FITS or NPZ file.
         with_psf: Whether it must have a PSF; else what it has of one is passed over.
+        window: Pixels (y0, y1, x0, x1) that are read, of FITS files; None: all. The WCS follows, the
+            catalog does not.
 
     Raises:
         InputError: If it is missing, of another kind, damaged, or lacks a part.
@@ -69,7 +95,7 @@ def read_raw(path: Path, *, with_psf: bool = True) -> RawObservation:
             " used there, BLENDEM_DATA"
         )
     if is_fits(path):
-        return _read_fits(path, with_psf)
+        return _read_fits(path, with_psf, window)
     if path.suffix.lower() == ".npz":
         return _read_npz(path, with_psf)
     raise InputError(
@@ -77,17 +103,28 @@ def read_raw(path: Path, *, with_psf: bool = True) -> RawObservation:
     )
 
 
-def _read_fits(path: Path, with_psf: bool) -> RawObservation:
-    hdus = open_fits(path)
+def _read_fits(path: Path, with_psf: bool, window: Window | None) -> RawObservation:
+    if window is None:
+        return _parse_fits(path, open_fits(path), with_psf, None)
+    with browse_fits(path) as hdus:
+        return _parse_fits(path, hdus, with_psf, window)
+
+
+def _parse_fits(
+    path: Path, hdus: fits.HDUList, with_psf: bool, window: Window | None
+) -> RawObservation:
     found = {hdu.name: hdu for hdu in hdus}
+    part = (...,) if window is None else (..., slice(*window[:2]), slice(*window[2:]))
 
     def image(name: str) -> np.ndarray:
         hdu = found.get(name)
-        if hdu is None or hdu.data is None or not hdu.is_image:
+        if hdu is None or not hdu.is_image or not hdu.shape:
             raise InputError(
                 f"{path}: lacks the image HDU {name}, it has"
                 f" {', '.join(n or 'an unnamed HDU' for n in found)}; see docs/formats.md"
             )
+        if window is not None and name in OF_PIXELS:
+            return _planes(np.asarray(hdu.section[part]))
         return _planes(np.asarray(hdu.data))
 
     sci, variance = image("SCI"), image("VAR")
@@ -107,6 +144,13 @@ def _read_fits(path: Path, with_psf: bool) -> RawObservation:
         masked = np.zeros(sci.shape, bool)
     bands = card.get("BANDS")
     magzero = card.get("MAGZERO")
+    wcs, corner = _read_wcs(path, found["SCI"].header, hdus), np.zeros(2, int)
+    if window is not None:
+        corner = np.array(window[::2])
+        if wcs is not None:
+            # astropy would cut the slices to the sides of the cube, of which it takes the wrong ones.
+            wcs.pixel_shape = None
+            wcs = wcs[part[1:]]
     catalog = None
     if "CATALOG" in found:
         if not isinstance(found["CATALOG"], fits.BinTableHDU | fits.TableHDU):
@@ -120,13 +164,16 @@ def _read_fits(path: Path, with_psf: bool) -> RawObservation:
         oversampling=oversampling,
         correlation=image("NOISECORR") if "NOISECORR" in found else None,
         names={
-            k: f"HDU {k}" for k in ("SCI", "VAR", "MASK", "PSF", "NOISECORR", "CATALOG")
+            k: f"HDU {k}"
+            for k in ("SCI", "VAR", "MASK", "PSF", "NOISECORR", "CATALOG", "SEGMENT")
         },
         bands=None if bands is None else split_bands(str(bands)),
         magzero=_number(path, "card MAGZERO of HDU SCI", magzero),
         unit=str(card.get("BUNIT", "")),
-        wcs=_read_wcs(path, found["SCI"].header, hdus),
+        wcs=wcs,
         catalog=catalog,
+        segmentation=image("SEGMENT")[0] if "SEGMENT" in found else None,
+        origin=tuple((corner + [int(card.get(name, 0)) for name in ORIGIN]).tolist()),
     )
 
 

@@ -118,7 +118,7 @@ def read_field(catalog: Path, models: Path, stamps: str = "MODEL") -> FieldImage
         np.nan_to_num(arrays["MODEL"])[has],
         variance[has],
         positions,
-        _pixel_scale(wcs if wcs.has_celestial else None),
+        pixel_scale_in(wcs if wcs.has_celestial else None),
     )
     others = []
     for view in read_views(models):
@@ -127,7 +127,7 @@ def read_field(catalog: Path, models: Path, stamps: str = "MODEL") -> FieldImage
             sky = np.stack([table["ra"], table["dec"]], axis=-1)
             at = view.wcs.celestial.all_world2pix(sky, 0)[:, ::-1]
         pictures = np.nan_to_num(view.image), np.nan_to_num(view.model)
-        scale = _pixel_scale(view.wcs)
+        scale = pixel_scale_in(view.wcs)
         others.append(
             SeenField(view.instrument, view.bands, *pictures, view.variance, at, scale)
         )
@@ -142,7 +142,7 @@ def read_field(catalog: Path, models: Path, stamps: str = "MODEL") -> FieldImage
     )
 
 
-def _pixel_scale(wcs: WCS | None) -> float | None:
+def pixel_scale_in(wcs: WCS | None) -> float | None:
     """Side of a pixel [arcsec]."""
     if wcs is None:
         return None

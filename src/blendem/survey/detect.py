@@ -3,6 +3,7 @@
 import numpy as np
 import sep
 from astropy.table import Table
+from astropy.wcs import WCS
 from jaxtyping import Float
 
 from blendem.survey.footprints import Footprints, group_footprints
@@ -19,9 +20,7 @@ DEBLEND_SHARE, DEBLEND_LEVELS = 1e-4, 64
 
 
 def detect(
-    image: Float[np.ndarray, "band height width"],
-    variance: Float[np.ndarray, "band height width"],
-    psf: Float[np.ndarray, "band size size"],
+    significance: Float[np.ndarray, "height width"],
     *,
     threshold: float = THRESHOLD,
     minarea: int = MIN_AREA,
@@ -31,9 +30,7 @@ def detect(
     """Detect sources with sep (SExtractor) in the matched-filtered image.
 
     Args:
-        image: Sky-subtracted image, any unit.
-        variance: Its variance; infinite where masked.
-        psf: Effective PSFs of sum 1.
+        significance: `detection_image` [sigma].
         threshold: Lowest significance of a detection's pixels [sigma].
         minarea: Fewest connected pixels above it.
         deblend_nthresh: Number of levels at which a footprint is looked at for peaks.
@@ -42,13 +39,11 @@ def detect(
     Returns:
         `id`, `x`, `y` (0-based barycentre [pixel], of the significance image), `snr` (peak
         [sigma]), ordered by falling `snr`.
-
-    Raises:
-        ValueError: As `detection_image`.
     """
-    significance = detection_image(image, variance, psf)
-    # sep's buffer of open footprints is 3e5 pixels by default, too few for crowded tracts.
-    sep.set_extract_pixstack(max(300_000, significance.size))
+    # The buffer of open footprints holds every pixel above the threshold, at worst; that of a
+    # field must not be as large as the field.
+    bright = int(np.count_nonzero(significance > threshold))
+    sep.set_extract_pixstack(max(300_000, bright + 1))
     found = sep.extract(
         np.ascontiguousarray(significance),
         threshold,
@@ -70,3 +65,32 @@ def detect(
         },
         units={"x": "pix", "y": "pix"},
     )
+
+
+def detect_catalog(
+    significance: Float[np.ndarray, "height width"],
+    wcs: WCS | None,
+    *,
+    threshold: float = THRESHOLD,
+    minarea: int = MIN_AREA,
+) -> Table:
+    """Catalog of what `detect` finds, as a user would give one: all galaxies.
+
+    Args:
+        significance, threshold, minarea: As there.
+        wcs: Of the pixels; None: `ra` and `dec` are NaN.
+
+    Raises:
+        ValueError: If nothing is found.
+    """
+    found = detect(significance, threshold=threshold, minarea=minarea)
+    if not len(found):
+        raise ValueError(
+            f"no source above detect.threshold = {threshold}; lower it or give a catalog"
+        )
+    ra = dec = np.full(len(found), np.nan)
+    if wcs is not None:
+        ra, dec = wcs.celestial.all_pix2world(found["x"], found["y"], 0)
+    found["ra"], found["dec"] = ra, dec
+    found["type"], found["off"] = "galaxy", ""
+    return found

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.wcs import WCS
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, find_objects
 
 from blendem.blend import (
     Blend,
@@ -21,6 +21,7 @@ from blendem.frame import affine_between, local_cd
 from blendem.noise import estimate_correlation
 from blendem.prior.magnify import magnified_side
 from blendem.survey.footprints import (
+    Footprints,
     choose_zoom,
     detected_regions,
     group_footprints,
@@ -31,13 +32,16 @@ from blendem.survey.significance import detection_image
 # Scales that differ by less are the same: it moves the edge of 200 pixels by 0.004 pixel.
 SAME = 2e-5
 SAME_PIXEL = 0.01  # relative difference of pixels that are taken for the model's
+CLEARANCE = (
+    3  # more than that of the extreme sources of a blend fits its bucket [pixel]
+)
 WINGS = 5  # pixels about what is detected that are not free of its light
 
 
 class SourceFlag(IntFlag):
     """What may be wrong with a source; 0 is fine. The values are part of the catalog."""
 
-    SPLIT = 1  # its blend was cut: it had more sources than a bucket holds
+    SPLIT = 1  # its blend was cut: more sources, or further apart, than a bucket holds
     CLIPPED = 2  # the image of its blend was cut to the largest bucket
     TOO_LARGE = 4  # the blend fits no bucket: no result
     NO_DATA = 8  # all pixels at its position are masked: the result is the prior
@@ -168,6 +172,7 @@ def extract_blends(
     stamp: int | None = None,
     magnify: int = 1,
     shines: Bool[np.ndarray, "n plane"] | None = None,
+    footprints: Footprints | None = None,
 ) -> list[CutBlend]:
     """Group the sources of a field and cut one padded blend per group.
 
@@ -181,17 +186,22 @@ def extract_blends(
         group: "footprint" (sources that share a detection footprint are one blend) or
             "field" (the field is one blend, as in sets of ready-made cut-outs).
         threshold: Of the footprints [sigma].
-        max_sources: Larger blends are split.
+        max_sources: Larger blends are split, and those that no bucket holds.
         margin: Pixels around a footprint.
         pixel_scale: Side of a model pixel [arcsec]; None: that of the first observation.
         stamp: Side of the stamps [model pixel]; None: any source fits.
         magnify: Largest factor, a power of 2, by which the stamps of a galaxy that reaches beyond
             them are magnified.
         shines: Planes in which variable stars shine, see `Blend`; None: nothing varies.
+        footprints: Groups that are known already, with the pixels of others; None: see `group`.
     """
     first = planes[0]
     psf = first.central_psf()
+    significance = detection_image(first.image, first.variance, psf)
     lit = None
+    if footprints is not None:
+        group = "known"
+        labels, segmentation, split = footprints
     if group == "field":
         labels = np.ones(len(positions), int)
         segmentation = np.ones(first.image.shape[1:], int)
@@ -200,29 +210,28 @@ def extract_blends(
             group = "footprint"
     if group == "footprint":
         labels, segmentation, split = group_footprints(
-            first.image,
-            first.variance,
-            psf,
+            significance,
             positions,
             threshold=threshold,
             max_sources=max_sources,
+            max_extent=largest_extent(buckets, max_sources),
         )
     if group == "field" and stamp is not None:
-        lit = detected_regions(
-            first.image, first.variance, psf, positions, threshold=threshold
-        )
+        lit = detected_regions(significance, positions, threshold=threshold)
     if stamp is not None:
         zooms = range(int(np.log2(magnify)) + 1)
         sides = [magnified_side(stamp, zoom) for zoom in zooms]
         half = np.stack(
             [_half_stamps(first, psf, s, pixel_scale, is_star) for s in sides]
         )
-        significance = detection_image(first.image, first.variance, psf)
     blends = []
+    boxes = find_objects(segmentation, max_label=labels.max(initial=0))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         flags = SourceFlag.SPLIT if split[members].any() else SourceFlag(0)
-        box = bounding_box(segmentation == label, positions[members], margin)
+        box = bounding_box(
+            boxes[label - 1], segmentation.shape, positions[members], margin
+        )
         shape = (box[1] - box[0], box[3] - box[2])
         region = segmentation == label if lit is None else lit
         zoom = np.zeros(len(members), int)
@@ -268,6 +277,12 @@ def extract_blends(
     return blends
 
 
+def largest_extent(buckets: Sequence[Bucket], max_sources: int) -> int:
+    """Largest distance of two sources of a blend along an axis that a bucket holds [pixel]."""
+    enough = [b.size for b in buckets if b.sources >= max_sources]
+    return max(enough or [b.size for b in buckets]) - CLEARANCE
+
+
 def _half_stamps(
     first: Plane,
     psf: Float[np.ndarray, "band size size"],
@@ -291,7 +306,9 @@ def _clip(box, positions, buckets):
     """Shrink a box to the largest bucket that holds the sources, around their middle."""
     extent = np.ptp(positions, axis=0)
     fits = [
-        b for b in buckets if b.sources >= len(positions) and b.size > extent.max() + 2
+        b
+        for b in buckets
+        if b.sources >= len(positions) and b.size > extent.max() + CLEARANCE - 1
     ]
     if not fits:
         return box, None

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt, find_objects, label
 
-from blendem.survey.significance import THRESHOLD, detection_image
+from blendem.survey.significance import THRESHOLD
 
 # Diagonal neighbours are connected, as in SExtractor.
 _CONNECTED = np.ones((3, 3), int)
@@ -23,7 +23,7 @@ class Footprints(NamedTuple):
         labels: Blend of each source, 1 to the number of blends.
         segmentation: Blend of each pixel, 0 where there is none, `(height, width)`.
         split: True for sources whose footprint was cut because it held more than
-            `max_sources`. Such blends touch: light of sources in one reaches the other and
+            `max_sources`, or sources too far apart. Such blends touch: light of sources in one reaches the other and
             is not modelled there, an approximation.
     """
 
@@ -33,33 +33,31 @@ class Footprints(NamedTuple):
 
 
 def group_footprints(
-    image: Float[np.ndarray, "band height width"],
-    variance: Float[np.ndarray, "band height width"],
-    psf: Float[np.ndarray, "band size size"],
+    significance: Float[np.ndarray, "height width"],
     positions: Float[np.ndarray, "n 2"],
     *,
     threshold: float = THRESHOLD,
     max_sources: int | None = None,
+    max_extent: float | None = None,
     radius: float = 5.0,
 ) -> Footprints:
-    """Group sources that share a footprint into blends.
+    """Group sources that share a footprint of a detection image into blends.
 
     Footprints are the connected regions of the detection image above `threshold`, never
     deblended. A source outside all of them is a blend of its own, with a disk for a
     footprint (as far as its pixels are free). Footprints without any source are dropped.
 
-    A footprint with more than `max_sources` is cut: the threshold is raised in steps of 25 %
-    until its sources fall apart, sources below it join the nearest part; a part that is still
-    too large is cut again. Sources that never fall apart are cut across their longest
-    extent. Each pixel goes to the part of its nearest source.
+    A footprint with more than `max_sources`, or with sources further apart than `max_extent`, is
+    cut: the threshold is raised in steps of 25 % until its sources fall apart, sources below it
+    join the nearest part; a part that is still too large is cut again. Sources that never fall
+    apart are cut across their longest extent. Each pixel goes to the part of its nearest source.
 
     Args:
-        image: Sky-subtracted image, any unit.
-        variance: Its variance; infinite where masked.
-        psf: Effective PSFs of sum 1.
+        significance: Detection image [sigma].
         positions: Sources (y, x) [pixel]; those outside the image count at its edge.
         threshold: Lowest significance of a footprint [sigma].
         max_sources: Most sources in a blend; None: any number.
+        max_extent: Largest distance of two sources of a blend along an axis [pixel]; None: any.
         radius: Radius of the disk of a source outside all footprints [pixel].
 
     Raises:
@@ -78,48 +76,68 @@ def group_footprints(
         )
     if max_sources is not None and max_sources < 1:
         raise ValueError(f"`max_sources` must be at least 1; got {max_sources}.")
-    significance = detection_image(image, variance, psf)
+    limits = _Limits(
+        np.inf if max_sources is None else max_sources,
+        np.inf if max_extent is None else max_extent,
+    )
     shape = np.array(significance.shape)
     pixel = np.clip(np.round(positions).astype(int), 0, shape - 1)
     regions, _ = label(significance > threshold, _CONNECTED)
     region_of = regions[pixel[:, 0], pixel[:, 1]]
+    boxes = find_objects(regions)
 
     labels = np.zeros(len(positions), int)
     split = np.zeros(len(positions), bool)
-    segmentation = np.zeros(shape, int)
+    # As small as labels of a whole field need.
+    segmentation = np.zeros(shape, np.int32)
     blend = 0
     for region in np.unique(region_of[region_of > 0]):
-        members = np.flatnonzero(region_of == region)
-        mask = regions == region
+        members, box = np.flatnonzero(region_of == region), boxes[region - 1]
+        corner = np.array([axis.start for axis in box])
+        mask = regions[box] == region
         parts = [members]
-        if max_sources is not None and len(members) > max_sources:
+        if not limits.allow(pixel[members]):
             split[members] = True
-            parts = _cut(significance, mask, members, pixel, threshold, max_sources)
+            parts = _cut(
+                significance[box], mask, members, pixel - corner, threshold, limits
+            )
         for part in parts:
             blend += 1
             labels[part] = blend
-        segmentation[mask] = labels[members[0]]
+        there = segmentation[box]
+        there[mask] = labels[members[0]]
         if len(parts) > 1:
-            segmentation[mask] = labels[_nearest(mask, members, positions)]
-    y, x = np.indices(shape)
+            there[mask] = labels[_nearest(mask, members, positions - corner)]
+    reach = int(np.ceil(radius))
     for k in np.flatnonzero(region_of == 0):
         blend += 1
         labels[k] = blend
-        disk = np.hypot(y - pixel[k, 0], x - pixel[k, 1]) <= radius
-        segmentation[disk & (segmentation == 0)] = blend
+        low = np.maximum(pixel[k] - reach, 0)
+        there = segmentation[tuple(map(slice, low, pixel[k] + reach + 1))]
+        y, x = np.indices(there.shape) + (low - pixel[k])[:, None, None]
+        there[(np.hypot(y, x) <= radius) & (there == 0)] = blend
     return Footprints(labels, segmentation, split)
 
 
+class _Limits(NamedTuple):
+    """What a blend may hold."""
+
+    sources: float
+    extent: float
+
+    def allow(self, pixel: np.ndarray) -> bool:
+        """Whether sources at these pixels may be one blend."""
+        few = len(pixel) <= self.sources
+        return few and bool(np.ptp(pixel, axis=0).max() <= self.extent)
+
+
 def detected_regions(
-    image: Float[np.ndarray, "band height width"],
-    variance: Float[np.ndarray, "band height width"],
-    psf: Float[np.ndarray, "band size size"],
+    significance: Float[np.ndarray, "height width"],
     positions: Float[np.ndarray, "n 2"],
     *,
     threshold: float = THRESHOLD,
 ) -> Bool[np.ndarray, "height width"]:
     """Pixels above `threshold` in a region that holds a source; see `group_footprints`."""
-    significance = detection_image(image, variance, psf)
     regions, _ = label(significance > threshold, _CONNECTED)
     limit = np.array(regions.shape) - 1
     pixel = np.clip(np.round(np.asarray(positions)).astype(int), 0, limit)
@@ -149,6 +167,9 @@ def choose_zoom(
         half: Half sides of the stamps with what the PSF adds [pixel], for each zoom from 0 on.
     """
     zoom, largest = np.zeros(len(positions), int), len(half) - 1
+    box = _mirrored(region, positions)
+    region, significance = region[box], significance[box]
+    positions = positions - [axis.start for axis in box]
     half = np.concatenate([half, 2 * half[-1:]])
     lost = np.zeros_like(region)
     while True:
@@ -170,6 +191,23 @@ def choose_zoom(
         else:
             there = _box(positions[best], half[-1, best])
             lost[there] |= outside[there]
+
+
+def _mirrored(
+    region: Bool[np.ndarray, "height width"], positions: Float[np.ndarray, "n 2"]
+) -> tuple[slice, slice]:
+    """Box of a region and of its mirror images about each of some positions."""
+    box = []
+    for axis, size in enumerate(region.shape):
+        (there,) = np.nonzero(region.any(axis=1 - axis))
+        ends = np.array([there.min(initial=size), there.max(initial=-1)])
+        if len(there):
+            mirror = np.round(2 * positions[:, axis, None] - ends)
+            ends = np.append(mirror, ends)
+        # A pixel more on each side, since centres are not whole.
+        low, high = np.clip([ends.min() - 1, ends.max() + 2], 0, size).astype(int)
+        box.append(slice(low, high))
+    return tuple(box)
 
 
 def _box(position: Float[np.ndarray, " 2"], half: float) -> tuple[slice, slice]:
@@ -213,10 +251,10 @@ def _cut(
     members: np.ndarray,
     pixel: np.ndarray,
     threshold: float,
-    max_sources: int,
+    limits: _Limits,
 ) -> list[np.ndarray]:
-    """Cut the members of one footprint into parts of at most `max_sources`."""
-    if len(members) <= max_sources:
+    """Cut the members of one footprint into parts that the limits allow."""
+    if limits.allow(pixel[members]):
         return [members]
     top = significance[pixel[members, 0], pixel[members, 1]].max()
     level = threshold * _RAISE
@@ -235,7 +273,7 @@ def _cut(
         return [
             part
             for side in (low, high)
-            for part in _cut(significance, mask, side, pixel, top, max_sources)
+            for part in _cut(significance, mask, side, pixel, top, limits)
         ]
     # Sources below the level join the island that is nearest to them, of those with sources.
     occupied = np.isin(islands, np.unique(island[island > 0]))
@@ -248,6 +286,6 @@ def _cut(
         part
         for number in np.unique(island)
         for part in _cut(
-            significance, mask, members[island == number], pixel, level, max_sources
+            significance, mask, members[island == number], pixel, level, limits
         )
     ]

@@ -70,6 +70,7 @@ class PSFExModel:
         models: As GalSim reads them.
         names: What to call each of them in messages.
         size: Side of the images [pixel], odd.
+        origin: Pixel (y, x) of the models at which the image begins: that of a part of a field.
 
     References:
         Bertin 2011, ASP Conf. Ser. 442, 435 (PSFEx).
@@ -78,6 +79,7 @@ class PSFExModel:
     models: tuple[DES_PSFEx, ...]
     names: tuple[str, ...]
     size: int
+    origin: tuple[int, int] = (0, 0)
 
     def at(
         self, position: Sequence[float] | Float[np.ndarray, " 2"]
@@ -87,7 +89,7 @@ class PSFExModel:
         Raises:
             ValueError: If a model does not reach `position` or is no PSF there.
         """
-        images = []
+        images, position = [], np.add(position, self.origin)
         for model, name in zip(self.models, self.names, strict=True):
             try:
                 images.append(draw_psfex(model, position, self.size))
