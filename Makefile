@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
+.PHONY: field slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -40,7 +40,7 @@ help:
 	@echo 'real-gaussian  the same with the Gaussian prior, improved by EM from the blends'
 	@echo 'real-tiers  latent and Gaussian tier on the same real blends, in a table'
 	@echo 'smoke      the smallest runs through every rule: results/smoke/, smoke_em/, smoke_multi/,'
-	@echo '           smoke_transient/, smoke_dust/'
+	@echo '           smoke_transient/, smoke_dust/, smoke_field/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'calibration-peers  the same blends by scarlet2, profiles and score MAP, after calibration'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
@@ -50,6 +50,7 @@ help:
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
 	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
 	@echo 'real-pair  the part of it with real HST and HSC images of BLENDEM_DATA'
+	@echo 'field      a patch of 4000 x 4000 pixels with more than 10000 sources, MAP and posteriors: results/field/'
 	@echo 'slurm      the workflow on a Slurm of one node, started for it; needs root and apt: results/slurm/'
 	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
@@ -91,6 +92,7 @@ smoke: $(STAMP)
 	$(SNAKEMAKE) --configfile config/smoke_multi.yaml
 	$(SNAKEMAKE) --configfile config/smoke_transient.yaml
 	$(SNAKEMAKE) --configfile config/smoke_dust.yaml
+	$(SNAKEMAKE) --configfile config/smoke_field.yaml
 
 # Snakemake runs scripts in this folder, while paths in a table start from the table's: the
 # variable is made absolute.
@@ -289,6 +291,24 @@ calibration-peers: $(PEERS_STAMP)
 
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent
+
+# A whole patch from its images to catalogs, MAP and posteriors, timed: about an hour on two cores.
+FIELD := results/field
+FIELD_MAP := prior={tier: gaussian, start: null, basis: priors/hsc_grizy.eqx}
+# $(call timed,NAME,COMMAND): seconds of a command go to a line of seconds.tsv.
+timed = begin=$$(date +%s) && $(2) && \
+  printf '%s\t%s\n' $(1) $$(( $$(date +%s) - begin )) >> $(FIELD)/seconds.tsv
+
+field: $(STAMP)
+	mkdir -p $(FIELD)
+	[ -e results/field_images/fields.tsv ] || $(BIN)/python benchmarks/field_images.py results/field_images
+	$(call timed,shared,$(SNAKEMAKE) --until compute_statistics --configfile config/field.yaml)
+	benchmarks/share_run.sh $(FIELD) $(FIELD)_map checked.json tiles blends statistics prior/basis.eqx benchmarks
+	$(call timed,map,$(SNAKEMAKE) $(FIELD)_map/catalog/patch.fits --rerun-triggers mtime \
+	  --configfile config/field.yaml --config run=field_map 'infer={samples: 8}' '$(FIELD_MAP)')
+	$(call timed,posterior,$(SNAKEMAKE) $(FIELD)/catalog/patch.fits $(FIELD)/figures/mosaic.png \
+	  --rerun-triggers mtime --configfile config/field.yaml)
+	$(BIN)/python benchmarks/field.py $(FIELD) $(FIELD)_map
 
 benchmark-large: $(STAMP)
 	$(BIN)/python benchmarks/large_sources.py

@@ -9,8 +9,8 @@ and `field.csv` into the first one, and prints both.
   one source the nearest counts.
 - Flux residual: F / F_true - 1 of matched galaxies with a result, total flux, all bands. Sources
   with another one within 3 pixels that detection did not tell apart are left in.
-- Seconds are those of `seconds.tsv` (a line for each call of Snakemake: name, seconds; the longest
-  of a name counts), memory and CPU seconds those that Snakemake measured for every job.
+- Seconds are those of `seconds.tsv` in the first folder (a line for each call of Snakemake: name,
+  seconds; the longest of a name counts, so that nothing may have been interrupted), memory and CPU seconds those that Snakemake measured for every job.
 """
 
 import argparse
@@ -48,9 +48,16 @@ def main() -> None:
         summary[run.name] = describe(run, given.field, table, truth, match)
         rows += [{"run": run.name} | row for row in by_magnitude(table, truth, match)]
     out = given.runs[0]
+    times = Table.read(out / "seconds.tsv", format="ascii.no_header").to_pandas()
+    times = times.groupby("col1")["col2"].max()
+    summary["seconds"] = {name: float(value) for name, value in times.items()}
+    summary["minutes_to_map_catalog"] = float(times["shared"] + times["map"]) / 60
+    summary["minutes_to_posterior_catalog"] = (
+        float(times["shared"] + times["posterior"]) / 60
+    )
     with atomic_path(out / "field.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-    with atomic_path(out / "summary_field.json") as temporary:
+    with atomic_path(out / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
     print(pd.DataFrame(rows).round(4).to_string(index=False))
     print(json.dumps(summary, indent=1))
@@ -79,8 +86,6 @@ def describe(
     detected = len(read_models(run / f"tiles/{field}.fits")["IDS"])
     jobs = [pd.read_csv(path, sep="\t") for path in run.glob("benchmarks/**/*.tsv")]
     jobs = pd.concat(jobs)
-    seconds = Table.read(run / "seconds.tsv", format="ascii.no_header").to_pandas()
-    seconds = seconds.groupby("col1")["col2"].max()
     bright = truth["mag_i"] < FAINT if "mag_i" in truth else truth_mag(truth) < FAINT
     found = np.isin(np.arange(len(truth)), match[match >= 0])
     return {
@@ -92,7 +97,6 @@ def describe(
         else 1.0,
         "completeness_to_25": float(found[bright].mean()),
         "purity": float((match >= 0).mean()),
-        "seconds": {name: float(value) for name, value in seconds.items()},
         "cpu_seconds": float(jobs["cpu_time"].sum()),
         "peak_gib_of_a_job": float(jobs["max_rss"].max() / 1024),
     } | residuals(table, truth, match)
