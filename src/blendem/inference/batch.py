@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blendem.blend import Blend, largest_zoom
+from blendem.devices import over_devices, whole_batch
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.statistics import (
     BasisTransforms,
@@ -41,8 +42,10 @@ def run_batches(program: Callable, stack: Blend, batch: int, *others: Any) -> An
     `others` are pytrees of arrays with the same leading axis as the stack.
     """
     parts = []
-    for count, rows in batches((stack, *others), len(stack.centers), batch):
-        result = program(*rows)
+    for count, rows in batches(
+        (stack, *others), len(stack.centers), whole_batch(batch)
+    ):
+        result = program(*over_devices(rows))
         parts.append(jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], result))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 

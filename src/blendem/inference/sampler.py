@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from blendem.devices import over_devices, whole_batch
 from blendem.inference import labels
 from blendem.inference.likelihood import (
     BRIGHTNESS_SIGMA,
@@ -535,6 +536,7 @@ def sample(
     out: list[Draws | None] = [None] * len(likelihoods)
     if batch is None:
         batch = ACCELERATED_BATCH if on_accelerator() else BATCH
+    batch = whole_batch(batch)
     shapes = [padded_shape(one) for one in likelihoods]
     for shape in sorted(set(shapes)):
         rows = np.flatnonzero([s == shape for s in shapes])
@@ -546,16 +548,10 @@ def sample(
             known = None
             if inverse is not None:
                 known = labels.spectra_of_batch(mixture, inverse, np.asarray(factor))
+            own = jnp.stack([keys[i] for i in chosen])
+            factor, target, own, known = over_devices((factor, target, own, known))
             result = _reverse(
-                low,
-                factor,
-                target,
-                jnp.stack([keys[i] for i in chosen]),
-                levels,
-                n_draws,
-                settings,
-                known,
-                given,
+                low, factor, target, own, levels, n_draws, settings, known, given
             )
             for j, i in enumerate(chosen[: min(batch, len(rows) - start)]):
                 e = result[0][j, :, : likelihoods[i].n_galaxies]
