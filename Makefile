@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: field slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
+.PHONY: paper paper-smoke field slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -51,6 +51,8 @@ help:
 	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
 	@echo 'real-pair  the part of it with real HST and HSC images of BLENDEM_DATA'
 	@echo 'field      a patch of 4000 x 4000 pixels with more than 10000 sources, MAP and posteriors: results/field/'
+	@echo 'paper      all figures and tables of the paper with their sums: hours, results/paper/; paper-smoke'
+	@echo '           is the same with the smallest runs'
 	@echo 'slurm      the workflow on a Slurm of one node, started for it; needs root and apt: results/slurm/'
 	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
@@ -318,6 +320,19 @@ benchmark-joint: $(PEERS_STAMP)
 
 benchmark-hsc35: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/hsc_cosmos_35.py
+
+# Every figure and table, with an index of their sums: hours. Parts that are finished stay.
+PAPER_PARTS := demo calibration benchmark field em-repair multi
+
+paper: $(PAPER_PARTS)
+	$(BIN)/python benchmarks/paper.py config/paper.tsv results/paper
+
+# The same of the smallest runs; made again from the posteriors on, they must have the same sums.
+paper-smoke: smoke
+	$(BIN)/python benchmarks/paper.py config/paper_smoke.tsv results/paper_smoke
+	$(SNAKEMAKE) --configfile config/smoke.yaml --forcerun sample_posterior
+	$(SNAKEMAKE) --configfile config/smoke_field.yaml --forcerun sample_posterior
+	$(BIN)/python benchmarks/paper.py config/paper_smoke.tsv results/paper_smoke --check
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
