@@ -17,6 +17,7 @@ from blendem.io.fields import (
     write_field,
 )
 from blendem.io.readers import image_shape
+from blendem.io.tiling import rows_in_tiles
 
 WINDOW = (5, 14, 3, 17)
 
@@ -142,3 +143,24 @@ def test_scaled_and_packed_images_have_windows(observation, tmp_path):
         packed.writeto(path)
     part = read_observation(replace(row, path=path), window=WINDOW)
     np.testing.assert_array_equal(part.image, whole.image[:, 5:14, 3:17])
+
+
+def test_large_fields_of_one_observation_have_a_row_per_tile(observation, tmp_path):
+    large = replace(observation.fits(), magzero=27.0, stars=(11,), survey="deep")
+    cut, tiled = rows_in_tiles([large], 10, 4, tmp_path)
+    names = [f"cosmos.t{i:02d}_{j:02d}" for i in range(2) for j in range(2)]
+    assert tiled == {"cosmos": names}
+    assert [row.field for row in cut] == names
+    assert [row.path for row in cut] == [tmp_path / f"{name}.fits" for name in names]
+    assert {(row.magzero, row.stars, row.survey) for row in cut} == {(None, (), "deep")}
+    # What fits, is observed twice or does not tell its size stays whole.
+    other = replace(large, instrument="hst_f814w")
+    for rows in ([large], [large, other], [observation.npz()]):
+        size = 20 if len(rows) == 1 and rows[0] is large else 10
+        assert rows_in_tiles(rows, size, 4, tmp_path) == (rows, {})
+    # Fields that are simulated have no file yet.
+    future = replace(large, path=tmp_path / "none.fits")
+    assert len(rows_in_tiles([future], 10, 4, tmp_path, (25, 10))[0]) == 3
+    clash = replace(observation.npz(), field=names[2])
+    with pytest.raises(InputError, match="t01_00: has the name of a tile"):
+        rows_in_tiles([large, clash], 10, 4, tmp_path)

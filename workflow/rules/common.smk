@@ -1,7 +1,6 @@
 # Settings of the run, its fields, and shared helpers.
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 # Rules and scripts use this checkout, installed or not.
@@ -17,12 +16,11 @@ from blendem.config import (
     with_start,
 )
 from blendem.io.headers import read_header
-from blendem.io.readers import image_shape
 from blendem.io.shipped import shipped_prior
 from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
+from blendem.io.tiling import rows_in_tiles
 from blendem.provenance import file_sha256
 from blendem.survey.instruments import INSTRUMENTS
-from blendem.survey.tiles import tile_grid
 
 
 def simulated_rows(simulate, out):
@@ -45,41 +43,16 @@ def simulated_rows(simulate, out):
 
 
 def in_tiles(rows, config, out):
-    """Rows with a row for each tile of a large field, and the names of these by field.
-
-    Fields of several observations, ready-made cut-outs and galaxies behind dust stay whole.
-    """
-    fields = [row.field for row in rows]
+    """Rows as jobs work on them, of large fields the tiles, and the names of these by field."""
     if config.tiles.size is None or config.blends.group != "footprint" or config.dust:
         return rows, {}
-    found, tiled = [], {}
-    for row in rows:
-        simulated = config.fields is None
-        shape = config.simulate.shape if simulated else image_shape(row.path)
-        if shape is None or fields.count(row.field) > 1:
-            found.append(row)
-            continue
-        grid = tile_grid(shape, config.tiles.size, config.tiles.margin(config.blends))
-        if len(grid) == 1:
-            found.append(row)
-            continue
-        tiled[row.field] = [f"{row.field}.{tile.name}" for tile in grid]
-        # The tile says what else the row said.
-        found += [
-            replace(
-                row,
-                field=name,
-                path=Path(f"{out}/tiles/{name}.fits"),
-                catalog=None,
-                bands=None,
-                magzero=None,
-                stars=(),
-            )
-            for name in tiled[row.field]
-        ]
-    if clash := {row.field for row in found} & set(tiled):
-        raise InputError(f"field {clash.pop()}: its name is that of a tile; rename it")
-    return found, tiled
+    return rows_in_tiles(
+        rows,
+        config.tiles.size,
+        config.tiles.margin(config.blends),
+        Path(f"{out}/tiles"),
+        config.simulate.shape if config.fields is None else None,
+    )
 
 
 # A default that the user's file does not mention must not leak in from the default file.
