@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: paper paper-smoke field slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
+.PHONY: paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -51,6 +51,7 @@ help:
 	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
 	@echo 'real-pair  the part of it with real HST and HSC images of BLENDEM_DATA'
 	@echo 'field      a patch of 4000 x 4000 pixels with more than 10000 sources, MAP and posteriors: results/field/'
+	@echo '           field-scaling: the same with 100 and 1000 sources, and a figure'
 	@echo 'paper      all figures and tables of the paper with their sums: hours, results/paper/; paper-smoke'
 	@echo '           is the same with the smallest runs'
 	@echo 'slurm      the workflow on a Slurm of one node, started for it; needs root and apt: results/slurm/'
@@ -294,23 +295,36 @@ calibration-peers: $(PEERS_STAMP)
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent
 
-# A whole patch from its images to catalogs, MAP and posteriors, timed: about an hour on two cores.
-FIELD := results/field
+# A whole patch from its images to catalogs, MAP and posteriors, timed: under an hour on two cores.
+FIELD := field
+FIELD_SIDE := 4000
+FIELD_RUN = --configfile config/field.yaml --config fields=results/$(FIELD)_images/fields.tsv
 FIELD_MAP := prior={tier: gaussian, start: null, basis: priors/hsc_grizy.eqx}
 # $(call timed,NAME,COMMAND): seconds of a command go to a line of seconds.tsv.
 timed = begin=$$(date +%s) && $(2) && \
-  printf '%s\t%s\n' $(1) $$(( $$(date +%s) - begin )) >> $(FIELD)/seconds.tsv
+  printf '%s\t%s\n' $(1) $$(( $$(date +%s) - begin )) >> results/$(FIELD)/seconds.tsv
 
 field: $(STAMP)
-	mkdir -p $(FIELD)
-	[ -e results/field_images/fields.tsv ] || $(BIN)/python benchmarks/field_images.py results/field_images
-	$(call timed,shared,$(SNAKEMAKE) --until compute_statistics --configfile config/field.yaml)
-	benchmarks/share_run.sh $(FIELD) $(FIELD)_map checked.json tiles blends statistics prior/basis.eqx benchmarks
-	$(call timed,map,$(SNAKEMAKE) $(FIELD)_map/catalog/patch.fits --rerun-triggers mtime \
-	  --configfile config/field.yaml --config run=field_map 'infer={samples: 8}' '$(FIELD_MAP)')
-	$(call timed,posterior,$(SNAKEMAKE) $(FIELD)/catalog/patch.fits $(FIELD)/figures/mosaic.png \
-	  --rerun-triggers mtime --configfile config/field.yaml)
-	$(BIN)/python benchmarks/field.py $(FIELD) $(FIELD)_map
+	mkdir -p results/$(FIELD)
+	[ -e results/$(FIELD)_images/fields.tsv ] || \
+	  $(BIN)/python benchmarks/field_images.py results/$(FIELD)_images --side $(FIELD_SIDE)
+	$(call timed,shared,$(SNAKEMAKE) --until compute_statistics $(FIELD_RUN) run=$(FIELD))
+	benchmarks/share_run.sh results/$(FIELD) results/$(FIELD)_map checked.json tiles blends statistics \
+	  prior/basis.eqx benchmarks
+	$(call timed,map,$(SNAKEMAKE) results/$(FIELD)_map/catalog/patch.fits --rerun-triggers mtime \
+	  $(FIELD_RUN) run=$(FIELD)_map 'infer={samples: 8}' '$(FIELD_MAP)')
+	$(call timed,posterior,$(SNAKEMAKE) results/$(FIELD)/catalog/patch.fits --rerun-triggers mtime \
+	  $(FIELD_RUN) run=$(FIELD))
+	if [ -e results/$(FIELD)/mosaic ]; then $(SNAKEMAKE) results/$(FIELD)/figures/mosaic.png \
+	  --rerun-triggers mtime $(FIELD_RUN) run=$(FIELD); fi
+	$(BIN)/python benchmarks/field.py results/$(FIELD) results/$(FIELD)_map \
+	  --truth results/$(FIELD)_images/truth.csv
+
+# The same with about 100 and 1000 sources, then time and memory by the number of sources.
+field-scaling: field
+	$(MAKE) field FIELD=field_100 FIELD_SIDE=380
+	$(MAKE) field FIELD=field_1000 FIELD_SIDE=1180
+	$(BIN)/python benchmarks/scaling.py results/field results/field_100 results/field_1000 results/field
 
 benchmark-large: $(STAMP)
 	$(BIN)/python benchmarks/large_sources.py

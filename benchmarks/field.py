@@ -83,7 +83,8 @@ def describe(
 ) -> dict:
     """Headline numbers of a run."""
     done = table["n_samples"].to_numpy() > 0
-    detected = len(read_models(run / f"tiles/{field}.fits")["IDS"])
+    sources = run / f"tiles/{field}.fits"  # of a field that was cut into tiles
+    detected = len(read_models(sources)["IDS"]) if sources.is_file() else len(table)
     jobs = [pd.read_csv(path, sep="\t") for path in run.glob("benchmarks/**/*.tsv")]
     jobs = pd.concat(jobs)
     bright = truth["mag_i"] < FAINT if "mag_i" in truth else truth_mag(truth) < FAINT
