@@ -299,6 +299,7 @@ BENCHMARK_LSST ?= 40
 BENCHMARK_PEER ?= 41
 BENCHMARK_PEER_SHALLOW ?= $(BENCHMARK_PEER)
 BENCHMARK_PEER_LSST ?= $(BENCHMARK_PEER)
+BENCHMARK_PEER_SIM ?= 4
 BENCHMARK_SPEED ?= 1000
 BENCHMARK_SPEED_PEER ?= $(BENCHMARK_SPEED)
 BENCHMARK_EM ?=
@@ -311,7 +312,7 @@ gaussian-too = benchmarks/share_run.sh results/$(1) results/$(1)_gaussian && \
   $(SNAKEMAKE) $(MEASURED) --rerun-triggers mtime params --configfile config/$(2).yaml \
     --config run=$(1)_gaussian 'prior={tier: gaussian}' $(3)
 
-benchmark: benchmark-hsc benchmark-shallow benchmark-lsst benchmark-lsst-sim benchmark-throughput
+benchmark: benchmark-hsc benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-shallow
 	$(MAKE) benchmark-report
 
 benchmark-hsc: $(PEERS_STAMP)
@@ -360,7 +361,7 @@ benchmark-lsst-sim: benchmark-lsst
 	$(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
 	  --configfile config/$$run.yaml && \
 	$(call gaussian-too,$${run},$${run}) && \
-	$(METHODS) results/$$run 4 i latent=results/$$run \
+	$(METHODS) results/$$run $(BENCHMARK_PEER_SIM) i latent=results/$$run \
 	  gaussian=results/$${run}_gaussian
 
 # Again only if the blends have changed: it takes hours with the defaults.

@@ -71,12 +71,14 @@ class Part:
     Attributes:
         name: Of the run.
         table: Rows of `comparison.csv` with `best_flux` added.
+        sources: Rows of `sources.csv`.
         seconds, peaks: Per blend, and memory, by method.
     """
 
     def __init__(self, run: Path):
         self.name = run.name
         self.table = with_best(pd.read_csv(run / "peers" / "comparison.csv"))
+        self.sources = pd.read_csv(run / "peers" / "sources.csv")
         notes = read_records(run / "peers" / "comparison.json")
         self.seconds, self.peaks = {}, {}
         for name, note in notes.items():
@@ -159,22 +161,60 @@ def accuracy(part: Part, subset: str, label: str) -> list[str]:
 
 
 def madness(part: Part) -> list[str]:
-    """Photometry and cosine in r."""
+    """Photometry and cosine in r, and by S/N."""
     table = part.subset("all")
+    radii = {"1.5 arcsec": ("mean_aperture", "r")}
+    for name in ("1", "0.7"):
+        radii[f"{name} arcsec"] = (f"mean_aperture@{name}", "reference")
     rows = [
-        ["method", "n", "no result", "mean abs aperture residual in r", "cosine in r"]
+        [
+            "method",
+            "n",
+            "no result",
+            *(f"aperture of {r}" for r in radii),
+            "cosine in r",
+        ]
     ]
     for method, title in METHODS.items():
-        flux = value_of(table, method, "all", "mean_aperture", "r")
-        if flux is None:
+        base = value_of(table, method, "all", "mean_aperture", "r")
+        if base is None:
             continue
+        cells = [title, f"{base['n']:.0f}", f"{base['n_failed']:.0f}"]
+        cells += [
+            cell(value_of(table, method, "all", *key), 4) for key in radii.values()
+        ]
         cosine = value_of(table, method, "all", "mean_cosine", "r")
-        number = f"{flux['n']:.0f}", f"{flux['n_failed']:.0f}"
-        rows.append([title, *number, cell(flux, 4), cell(cosine, 4)])
-    rows.append(["*MADNESS, published*", "94893", "", "0.0197", "0.9936"])
-    rows.append(["*scarlet, published there*", "94893", "", "0.0278", "0.9913"])
-    rows.append(["*no deblending, published there*", "94893", "", "0.142", ""])
-    return markdown(rows)
+        rows.append([*cells, cell(cosine, 4)])
+    rows.append(["*MADNESS, published*", "94893", "", "0.0197", "", "", "0.9936"])
+    rows.append(["*scarlet, published there*", "94893", "", "0.0278", "", "", "0.9913"])
+    rows.append(["*no deblending, published there*", "94893", "", "0.142", "", "", ""])
+    lines = markdown(rows)
+    one = part.sources[part.sources["method"] == "latent"]
+    # Mean absolute value of a normal deviate over S/N: the flux of a source of known shape, alone.
+    noise = np.sqrt(2 / np.pi) / one["snr"]
+    lines += [
+        "Noise alone, of the flux in r of a galaxy whose shape is known and that has no neighbours:"
+        f" {noise.mean():.4f} on average. By S/N in r, aperture of 1 arcsec:",
+        "",
+    ]
+    key = ("mean_aperture@1", "reference")
+    labels = [b for b in dict.fromkeys(table["bin"]) if b.startswith("snr ")]
+    rows = [["S/N in r", "n", "noise alone", *METHODS.values()]]
+    shown = [m for m in METHODS if m in set(table["method"])]
+    rows[0][3:] = [METHODS[m] for m in shown]
+    for label in labels:
+        low, high = (float(x) for x in label.removeprefix("snr ").split(" to "))
+        inside = (one["snr"] > low) & (one["snr"] <= high)
+        cells = [cell(value_of(table, m, label, *key), 3) for m in shown]
+        rows.append(
+            [
+                label.removeprefix("snr "),
+                f"{inside.sum()}",
+                f"{noise[inside].mean():.3f}",
+                *cells,
+            ]
+        )
+    return lines + markdown(rows)
 
 
 def losses(parts: list[Part]) -> list[list[str]]:

@@ -29,6 +29,7 @@ Writes `comparison.csv`, `comparison.md`, `comparison.json` and `sources.csv` in
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def score(
     true_shapes: dict[str, np.ndarray],
     reference: int,
     pixel_scale: float,
-    aperture: float = 1.5,
+    radii: Sequence[float] = (1.5,),
 ) -> pd.DataFrame:
     """Scores of one method, one row per source it was run on.
 
@@ -129,7 +130,7 @@ def score(
         true_images, true_shapes: Of `rows`.
         reference: Index of the band of the ellipticities.
         pixel_scale: Side of a pixel [arcsec].
-        aperture: Radius of the aperture [arcsec].
+        radii: Of apertures [arcsec]; those after the first are for the reference band alone.
     """
     table = result.table.assign(place=np.arange(len(result.table)))
     joined = rows[KEYS].reset_index().merge(table, on=KEYS)
@@ -146,7 +147,7 @@ def score(
     images[failed] = 0.0
     names = [*KEYS, "blend", "blendedness", "mag", "snr", "type"]
     out = true[[name for name in names if name in true]].assign(failed=failed)
-    weight = apertures(true, side, aperture / pixel_scale)
+    weight = apertures(true, side, radii[0] / pixel_scale)
     for i, b in enumerate(bands):
         model = np.where(failed, 0.0, flux[:, i])
         out[f"flux_{b}"] = flux_residual(model, true[f"flux_model_{b}"].to_numpy())
@@ -165,6 +166,11 @@ def score(
             np.sum(weight * x[:, i], axis=(1, 2)) for x in (images, true_images[at])
         ]
         out[f"aperture_{b}"] = flux_residual(*light)
+    for radius in radii[1:]:
+        weight = apertures(true, side, radius / pixel_scale)
+        both = (x[:, reference] for x in (images, true_images[at]))
+        light = [np.sum(weight * x, axis=(1, 2)) for x in both]
+        out[f"aperture@{radius:g}"] = flux_residual(*light)
     for i, (a, b) in enumerate(pairwise(bands)):
         known = [true[f"flux_model_{x}"].to_numpy(float) for x in (a, b)]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -250,6 +256,15 @@ def quantities(part: pd.DataFrame, keep: np.ndarray, bands: tuple[str, ...]):
             yield f"mean_{kind}", band, _mean, v, None
             if kind in DEFINITIONS:
                 yield f"median_{kind}", band, _median, v, None
+    for name in part:
+        if name.startswith("aperture@"):
+            yield (
+                f"mean_{name}",
+                "reference",
+                _mean,
+                np.abs(part[name].to_numpy()),
+                None,
+            )
     for e in ("e1", "e2"):
         v = part[e].to_numpy(float)[keep]
         yield f"rms_{e}", "reference", _rms, v, keep
@@ -540,7 +555,13 @@ if __name__ == "__main__":
     parser.add_argument("--profile", default="sersic", help="as `map.profile`")
     parser.add_argument("--band", default="i", help="of blendedness and shapes")
     parser.add_argument("--seed", type=int, default=1, help="of the bootstrap")
-    parser.add_argument("--aperture", type=float, default=1.5, help="radius [arcsec]")
+    parser.add_argument(
+        "--aperture",
+        type=float,
+        nargs="+",
+        default=[1.5, 1.0, 0.7],
+        help="radii [arcsec]; those after the first are measured in `--band` alone",
+    )
     parser.add_argument("--output", type=Path, help="default: <run>/peers")
     arguments = parser.parse_args()
     arguments.output = arguments.output or arguments.run / "peers"

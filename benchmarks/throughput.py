@@ -27,7 +27,6 @@ from records import Report
 
 from blendem.config import BlendsConfig, FrameConfig, InferConfig, MapConfig
 from blendem.io.blends import BlendSet, write_blends
-from blendem.io.products import read_h5
 from blendem.io.table import FieldRow
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
@@ -68,6 +67,7 @@ def time_blendem(run: Path, data: list[BlendSet], settings: InferConfig, say) ->
 
     with tempfile.TemporaryDirectory() as name:
         part = Path(name)
+        (part / "map").mkdir()
         for k, d in enumerate(data):
             write_blends(part / f"blends_{k}.h5", d)
         main = script("compute_statistics")
@@ -108,7 +108,7 @@ def time_blendem(run: Path, data: list[BlendSet], settings: InferConfig, say) ->
                 part / f"blends_{k}.h5",
                 part / f"statistics_{k}.h5",
                 basis,
-                [part / f"map_{f}.fits" for f in fields],
+                [part / "map" / f"{f}.fits" for f in fields],
                 part / f"map_{k}.h5",
                 MapConfig(),
                 FrameConfig(),

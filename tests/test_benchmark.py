@@ -88,7 +88,7 @@ def test_fluxes_of_isolated_stars(pixels):
 
 
 def test_a_source_that_is_not_detected_has_no_result(pixels):
-    results, flux, _ = pixels
+    results, _, _ = pixels
     for name in ("sep", "sep_auto"):
         lost = np.isnan(results[name][0]).all(axis=1)
         assert lost[:2].tolist() == [False, False] and lost[2:].sum() == 1
@@ -135,7 +135,9 @@ def scored(load, scene, table, images):
     compare = load("compare_methods")
     result = results.MethodResult(table, images, corner, {})
     shapes = measure_shapes(true[:, 1], SCALE)
-    return compare, compare.score(result, rows, BANDS, true, shapes, 1, SCALE, 1.0)
+    return compare, compare.score(
+        result, rows, BANDS, true, shapes, 1, SCALE, (1.0, 0.6)
+    )
 
 
 def test_apertures_colours_and_sizes_have_their_known_values(load, scene):
@@ -145,6 +147,7 @@ def test_apertures_colours_and_sizes_have_their_known_values(load, scene):
     _, s = scored(load, scene, table, images * np.array([1.1, 1.0])[:, None, None])
     np.testing.assert_allclose(s["aperture_g"], 0.1, rtol=1e-5)
     np.testing.assert_allclose(s["aperture_i"], 0.0, atol=1e-6)
+    np.testing.assert_allclose(s["aperture@0.6"], 0.0, atol=1e-6)
     np.testing.assert_allclose(s["colour_g-i"], -2.5 * np.log10(1.1), rtol=1e-6)
     np.testing.assert_allclose(s["size"], 0.0, atol=1e-5)
 
@@ -158,6 +161,9 @@ def test_apertures_colours_and_sizes_have_their_known_values(load, scene):
     # 0.5 % of the wide Gaussian is outside of its window, and pixels are not integrated over.
     np.testing.assert_allclose(s["aperture_i"], expected, atol=0.01)
     assert np.all(s["size"] > 0.9)
+    # A circle of 3 pixels.
+    expected = (1 - np.exp(-0.18)) / (1 - np.exp(-0.72)) - 1
+    np.testing.assert_allclose(s["aperture@0.6"], expected, atol=0.01)
 
 
 def test_failures_are_in_every_average_and_bin(load, scene):
