@@ -17,9 +17,9 @@ A method is a folder of a run (posterior mean), its `map` (closed-form profiles)
   measured most (`SHAPED`); the others on those of them that they have.
 - Aperture: flux of each source alone, as observed, in a circle of `--aperture` around its catalog
   position, over that of the truth; on the pixels of its blend, as the images.
-- Bias and scatter of flux: median of F / F_true - 1, and half of its central 68 %. Colours of
-  neighbouring bands [mag] and sizes (half-light radius as observed) likewise, on the sources that have
-  them; the others are counted (`no_colour`, `no_shape`).
+- Bias and scatter of flux: median of F / F_true - 1, and half of its central 68 %, of the sources that
+  have a result. Colours of neighbouring bands [mag] and sizes (half-light radius as observed) likewise; the
+  others are counted (`n_failed`, `no_colour`, `no_shape`).
 - A source without a result counts with flux 0 and cosine 0 and is in `n_failed`.
 - Errors: bootstrap of whole blends, the same draws for all methods.
 
@@ -240,15 +240,15 @@ def quantities(part: pd.DataFrame, keep: np.ndarray, bands: tuple[str, ...]):
         keep: Sources whose shape is compared.
         bands: Names of the bands.
     """
-    labels = [*bands, "mean"]
+    labels, found = [*bands, "mean"], ~part["failed"].to_numpy(bool)
     for kind in (*DEFINITIONS, "aperture", "cosine", "within68"):
         if f"{kind}_{bands[0]}" not in part:
             continue
         values = part[[f"{kind}_{b}" for b in bands]].to_numpy(float).T
         if kind in ("flux", "flux_total"):
             for band, v in zip(labels, [*values, values.mean(axis=0)], strict=True):
-                yield f"bias_{kind}", band, _median, v, None
-                yield f"scatter_{kind}", band, _scatter, v, None
+                yield f"bias_{kind}", band, _median, v[found], found
+                yield f"scatter_{kind}", band, _scatter, v[found], found
         if kind in (*DEFINITIONS, "aperture"):
             values = np.abs(values)
         values = [*values, values.mean(axis=0)]

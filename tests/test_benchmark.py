@@ -178,8 +178,21 @@ def test_failures_are_in_every_average_and_bin(load, scene):
     row = keyed.loc[("mag 22 to 23", "mean_flux", "mean")]
     assert row["n"] == 2 and row["n_failed"] == 1 and row["value"] == pytest.approx(0.5)
     assert keyed.loc[("snr -inf to 20", "mean_flux", "mean"), "n"] == 1
-    # Half of the interval from the 16 % to the 84 % quantile of -1 and 0.
-    assert keyed.loc[(">0.2", "scatter_flux", "mean"), "value"] == pytest.approx(0.5)
+    # Bias and scatter are of what has a flux.
+    row = keyed.loc[(">0.2", "bias_flux", "mean")]
+    assert row["n"] == 1 and row["value"] == pytest.approx(0.0)
+
+
+def test_scatter_is_half_of_the_central_68_per_cent(load, scene):
+    _, rows, images, _ = scene
+    table = rows[["field", "id"]].assign(flux_g=10.0, flux_i=[16.0, 20.0, 26.0])
+    compare, s = scored(load, scene, table, images)
+    keyed = compare.summarise({"one": s}, BANDS, 1)[0].set_index(
+        ["bin", "quantity", "band"]
+    )
+    # From -0.2 to 0.3 in i.
+    row = keyed.loc[("all", "scatter_flux", "i")]
+    assert row["value"] == pytest.approx(0.25)
 
 
 def test_parts_of_a_method_are_joined(load, scene, tmp_path):
