@@ -317,11 +317,11 @@ benchmark: benchmark-hsc benchmark-lsst benchmark-lsst-sim benchmark-throughput 
 
 benchmark-hsc: $(PEERS_STAMP)
 	$(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
-	  --configfile config/paper.yaml --config 'simulate={n_fields: $(BENCHMARK_FIELDS)}'
-	$(call gaussian-too,benchmark_hsc,paper,'simulate={n_fields: $(BENCHMARK_FIELDS)}')
+	  --configfile config/benchmark_hsc.yaml --config 'simulate={n_fields: $(BENCHMARK_FIELDS)}'
+	$(call gaussian-too,benchmark_hsc,benchmark_hsc,'simulate={n_fields: $(BENCHMARK_FIELDS)}')
 	@if [ -n '$(BENCHMARK_EM)' ]; then \
 	  benchmarks/share_run.sh $(BENCHED) $(BENCHED)_em checked.json fields truth && \
-	  $(SNAKEMAKE) $(MEASURED) --rerun-triggers mtime params --configfile config/paper.yaml \
+	  $(SNAKEMAKE) $(MEASURED) --rerun-triggers mtime params --configfile config/benchmark_hsc.yaml \
 	    --config run=benchmark_hsc_em 'simulate={n_fields: $(BENCHMARK_FIELDS)}' \
 	    'prior={start: $(BENCHMARK_EM)}' || exit 1; \
 	fi
@@ -336,8 +336,8 @@ benchmark-shallow: benchmark-hsc
 	  benchmarks/share_run.sh $(BENCHED) results/$$run checked.json stamps prior/basis.eqx prior/00.eqx \
 	    prior/00.csv && \
 	  $(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
-	    --configfile config/paper.yaml --config run=$$run "$$simulate" && \
-	  $(call gaussian-too,$${run},paper,"$$simulate") && \
+	    --configfile config/benchmark_hsc.yaml --config run=$$run "$$simulate" && \
+	  $(call gaussian-too,$${run},benchmark_hsc,"$$simulate") && \
 	  $(METHODS) results/$$run $(BENCHMARK_PEER_SHALLOW) i latent=results/$$run \
 	    gaussian=results/$${run}_gaussian || exit 1; \
 	done
