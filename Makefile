@@ -309,6 +309,7 @@ METHODS := BIN=$(BIN) PEERS=$(PEERS) benchmarks/methods_of_run.sh
 
 # usage: $(call gaussian-too,RUN,CONFIG,SIMULATE): the Gaussian tier on the blends of a run.
 gaussian-too = benchmarks/share_run.sh results/$(1) results/$(1)_gaussian && \
+  benchmarks/share_run.sh results/$(1) results/$(1)_gaussian benchmarks/compute_statistics && \
   $(SNAKEMAKE) $(MEASURED) --rerun-triggers mtime params --configfile config/$(2).yaml \
     --config run=$(1)_gaussian 'prior={tier: gaussian}' $(3)
 

@@ -219,7 +219,14 @@ def read_run(run: Path) -> MethodResult:
             name: _rule_seconds(run, name) / n_blends
             for name in ("compute_statistics", "sample_posterior")
         },
-        max(_rule_peak(run, n) for n in ("compute_statistics", "sample_posterior")),
+        float(
+            np.fmax(
+                *(
+                    _rule_peak(run, n)
+                    for n in ("compute_statistics", "sample_posterior")
+                )
+            )
+        ),
     )
 
 
