@@ -26,8 +26,8 @@ LOOKS = {
     "gaussian": ("blendem, Gaussian tier", GREEN, "D", "-"),
     "profiles": ("blendem, Sersic profiles", AMBER, "^", "-"),
     "scarlet2": ("scarlet2", ORANGE, "X", "--"),
-    "sep_auto": ("sep", PURPLE, "v", "--"),
-    "photutils_auto": ("photutils", GREY, "P", "--"),
+    "sep_auto": ("sep, Kron", PURPLE, "v", "--"),
+    "photutils_auto": ("photutils, Kron", GREY, "P", "--"),
     "none": ("no deblending", "black", "x", ":"),
 }
 BLENDED = ("<0.05", "0.05-0.2", "0.2-0.5", ">0.5")
@@ -148,7 +148,7 @@ def plot_flux(parts, more) -> Figure | None:
         labels = list(BLENDED) if variable == "blendedness" else bins(table, variable)
         plot_bins(ax, table, "best_flux", "mean", labels)
         ax.set_xlabel(name)
-    axes[0].set_ylabel("mean $|F/F_{true} - 1|$")
+    axes[0].set_ylabel("mean $|F/F_{\\mathrm{true}} - 1|$")
     legend(figure, set(table["method"]))
     return figure
 
@@ -200,7 +200,9 @@ def plot_depth(parts, more) -> Figure | None:
         "mean",
         list(names.values()),
     )
-    axes[0].set(xlabel="depth", ylabel="mean $|F/F_{true} - 1|$, blendedness > 0.2")
+    axes[0].set(
+        xlabel="depth", ylabel="mean $|F/F_{\\mathrm{true}} - 1|$, blendedness > 0.2"
+    )
     ax = axes[1]
     ax.axhspan(0.65, 0.71, color="0.85", lw=0)
     for method, shift in (("latent", -0.08), ("gaussian", 0.08)):
