@@ -300,6 +300,7 @@ BENCHMARK_PEER ?= 41
 BENCHMARK_PEER_SHALLOW ?= $(BENCHMARK_PEER)
 BENCHMARK_PEER_LSST ?= $(BENCHMARK_PEER)
 BENCHMARK_PEER_SIM ?= 4
+BENCHMARK_SIM ?= 100
 BENCHMARK_SPEED ?= 1000
 BENCHMARK_SPEED_PEER ?= $(BENCHMARK_SPEED)
 BENCHMARK_EM ?=
@@ -356,7 +357,7 @@ benchmark-lsst-sim: benchmark-lsst
 	  echo 'no lsst_sim_blends/ in the folder that BLENDEM_DATA names: left out'; exit 0; \
 	fi; \
 	if [ ! -e results/$$run/fields.tsv ]; then \
-	  $(BIN)/python benchmarks/lsst_sim_fields.py "$$data" results/$$run || exit 1; \
+	  $(BIN)/python benchmarks/lsst_sim_fields.py "$$data" results/$$run --max-blends $(BENCHMARK_SIM) || exit 1; \
 	fi; \
 	benchmarks/share_run.sh results/benchmark_lsst results/$$run stamps && \
 	$(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \

@@ -25,16 +25,22 @@ WINGS = (
 MATCH = 3.0  # largest distance of a peak from the position in the catalog [pixel]
 
 
-def main(folder: Path, out: Path) -> None:
-    """Write all blends."""
+def inside(footprint: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Pixels of the parent. The files have True outside of it: what holds the peaks is inside."""
+    y, x = centers.astype(int).T
+    return footprint if footprint[y, x].mean() > 0.5 else ~footprint
+
+
+def main(folder: Path, out: Path, most: int) -> None:
+    """Write the first `most` blends."""
     lines, rows = ["field\tinstrument\tpath"], []
     bits = sum(1 << bit for bit in LSST_PLANES.values())
     (out / "fields").mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.glob("*.npz"))[:most]:
         name = f"lsst_{path.stem}"
         with np.load(path) as file:
             centers = file["centers"].astype(float)
-            own = binary_dilation(file["footprint"], iterations=WINGS)
+            own = binary_dilation(inside(file["footprint"], centers), iterations=WINGS)
             catalog = Table(
                 {
                     "id": np.arange(len(centers)),
@@ -78,5 +84,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--max-blends", type=int, default=100)
     arguments = parser.parse_args()
-    main(arguments.folder, arguments.out)
+    main(arguments.folder, arguments.out, arguments.max_blends)

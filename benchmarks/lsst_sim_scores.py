@@ -45,6 +45,8 @@ def statistics(values: dict[str, np.ndarray], blends: np.ndarray, seed: int):
     for name, value in values.items():
         own = np.isfinite(value).all(axis=1)
         for subset, keep in (("own", own), ("common", common)):
+            if not keep.any():
+                continue
             drawn = weights[:, keep]
             drawn = drawn[drawn.sum(axis=1) > 0]
             for k, band in enumerate([*BANDS, "mean"]):
