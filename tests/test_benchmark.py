@@ -281,3 +281,12 @@ def test_the_summary_says_what_is_not_met(load):
     assert [r["met"] for r in summary.records] == [False, None]
     assert summary.rows[1][-1] == "**no**" and summary.rows[2][2] == "not measured"
     json.dumps(summary.records, allow_nan=False)
+
+
+def test_the_footprint_is_where_the_peaks_are(load):
+    inside = load("lsst_sim_fields").inside
+    footprint = np.zeros((5, 6), bool)
+    footprint[1:3, 2:5] = True
+    centers = np.array([[1.0, 2.0], [2.0, 4.0]])
+    np.testing.assert_array_equal(inside(footprint, centers), footprint)
+    np.testing.assert_array_equal(inside(~footprint, centers), footprint)
