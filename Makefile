@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
+.PHONY: benchmark benchmark-hsc benchmark-shallow benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-report paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -43,6 +43,9 @@ help:
 	@echo '           smoke_transient/, smoke_dust/, smoke_field/'
 	@echo 'calibration  are the errors right? 1000 blends, about an hour: results/calibration/'
 	@echo 'calibration-peers  the same blends by scarlet2, profiles and score MAP, after calibration'
+	@echo 'benchmark  blendem, scarlet2, sep, photutils and no deblending on the same blends: results/benchmark/;'
+	@echo '           a day with the defaults; BENCHMARK_FIELDS=6 BENCHMARK_LSST=6 BENCHMARK_PEER=2'
+	@echo '           BENCHMARK_SPEED=100 BENCHMARK_SPEED_PEER=20: an hour'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
 	@echo 'em-repair  the part of it that starts from wrong and right simulations: an hour; the others are'
 	@echo '           em-starts, em-seeds and em-contaminated'
@@ -291,6 +294,95 @@ calibration-peers: $(PEERS_STAMP)
 	  --method score_map=$(FITTED)/score_map.h5 --method profiles=$(FITTED)/profiles.h5 \
 	  --method scarlet2=$(FITTED)/scarlet2.h5
 	$(BIN)/python benchmarks/collect.py results/calibration/summary.json $(FITTED)/comparison.json
+
+# Every method on the same blends, HSC-like at three depths, at the density of LSST, and of another
+# pipeline: a day on two cores with the defaults. Parts that are done stay: start it again with other
+# numbers, or after a kill. scarlet2 is fitted to parts of 25 blends. BENCHMARK_EM is the path of a prior after EM.
+BENCHMARK_FIELDS ?= 41
+BENCHMARK_SHALLOW ?= $(BENCHMARK_FIELDS)
+BENCHMARK_LSST ?= 40
+BENCHMARK_PEER ?= 41
+BENCHMARK_PEER_SHALLOW ?= $(BENCHMARK_PEER)
+BENCHMARK_PEER_LSST ?= $(BENCHMARK_PEER)
+BENCHMARK_PEER_SIM ?= 4
+BENCHMARK_SIM ?= 100
+BENCHMARK_SPEED ?= 1000
+BENCHMARK_SPEED_PEER ?= $(BENCHMARK_SPEED)
+BENCHMARK_EM ?=
+MEASURED := measure_0 measure_1
+BENCHED := results/benchmark_hsc
+METHODS := BIN=$(BIN) PEERS=$(PEERS) benchmarks/methods_of_run.sh
+
+# usage: $(call gaussian-too,RUN,CONFIG,SIMULATE): the Gaussian tier on the blends of a run.
+gaussian-too = benchmarks/share_run.sh results/$(1) results/$(1)_gaussian && \
+  benchmarks/share_run.sh results/$(1) results/$(1)_gaussian benchmarks/compute_statistics && \
+  $(SNAKEMAKE) $(MEASURED) --rerun-triggers mtime params --configfile config/$(2).yaml \
+    --config run=$(1)_gaussian 'prior={tier: gaussian}' $(3)
+
+benchmark: benchmark-hsc benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-shallow
+	$(MAKE) benchmark-report
+
+benchmark-hsc: $(PEERS_STAMP)
+	$(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
+	  --configfile config/benchmark_hsc.yaml --config 'simulate={n_fields: $(BENCHMARK_FIELDS)}'
+	$(call gaussian-too,benchmark_hsc,benchmark_hsc,'simulate={n_fields: $(BENCHMARK_FIELDS)}')
+	@if [ -n '$(BENCHMARK_EM)' ]; then \
+	  benchmarks/share_run.sh $(BENCHED) $(BENCHED)_em checked.json fields truth && \
+	  $(SNAKEMAKE) $(MEASURED) --rerun-triggers mtime params --configfile config/benchmark_hsc.yaml \
+	    --config run=benchmark_hsc_em 'simulate={n_fields: $(BENCHMARK_FIELDS)}' \
+	    'prior={start: $(BENCHMARK_EM)}' || exit 1; \
+	fi
+	$(METHODS) $(BENCHED) $(BENCHMARK_PEER) i latent=$(BENCHED) \
+	  $(if $(BENCHMARK_EM),em=$(BENCHED)_em) gaussian=$(BENCHED)_gaussian
+
+# The same sky with more noise, one and two magnitudes.
+benchmark-shallow: benchmark-hsc
+	for mag in 1 2; do \
+	  run=benchmark_hsc_$$mag; \
+	  simulate="simulate={n_fields: $(BENCHMARK_SHALLOW), epochs: [{mjd: 0, depth: -$$mag}]}"; \
+	  benchmarks/share_run.sh $(BENCHED) results/$$run checked.json stamps prior/basis.eqx prior/00.eqx \
+	    prior/00.csv && \
+	  $(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
+	    --configfile config/benchmark_hsc.yaml --config run=$$run "$$simulate" && \
+	  $(call gaussian-too,$${run},benchmark_hsc,"$$simulate") && \
+	  $(METHODS) results/$$run $(BENCHMARK_PEER_SHALLOW) i latent=results/$$run \
+	    gaussian=results/$${run}_gaussian || exit 1; \
+	done
+
+benchmark-lsst: $(PEERS_STAMP)
+	$(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
+	  --configfile config/benchmark_lsst.yaml --config 'simulate={n_fields: $(BENCHMARK_LSST)}'
+	$(call gaussian-too,benchmark_lsst,benchmark_lsst,'simulate={n_fields: $(BENCHMARK_LSST)}')
+	$(METHODS) results/benchmark_lsst $(BENCHMARK_PEER_LSST) r latent=results/benchmark_lsst \
+	  gaussian=results/benchmark_lsst_gaussian
+
+benchmark-lsst-sim: benchmark-lsst
+	@data="$${BLENDEM_DATA:-../shared/data}/lsst_sim_blends"; run=benchmark_lsst_sim; \
+	if [ ! -d "$$data" ]; then \
+	  echo 'no lsst_sim_blends/ in the folder that BLENDEM_DATA names: left out'; exit 0; \
+	fi; \
+	if [ ! -e results/$$run/fields.tsv ]; then \
+	  $(BIN)/python benchmarks/lsst_sim_fields.py "$$data" results/$$run --max-blends $(BENCHMARK_SIM) || exit 1; \
+	fi; \
+	benchmarks/share_run.sh results/benchmark_lsst results/$$run stamps && \
+	$(SNAKEMAKE) $(MEASURED) fit_map_0 fit_map_1 --rerun-triggers mtime params \
+	  --configfile config/$$run.yaml && \
+	$(call gaussian-too,$${run},$${run}) && \
+	$(METHODS) results/$$run $(BENCHMARK_PEER_SIM) i latent=results/$$run \
+	  gaussian=results/$${run}_gaussian
+
+# Again only if the blends have changed: it takes hours with the defaults.
+benchmark-throughput: benchmark-hsc
+	@if [ results/benchmark/throughput.csv -nt $(BENCHED)/blends/0.h5 ]; then \
+	  echo 'results/benchmark/throughput.csv is newer than the blends: kept'; \
+	else \
+	  $(PEERS)/bin/python benchmarks/throughput.py $(BENCHED) --blends $(BENCHMARK_SPEED) \
+	    --peer $(BENCHMARK_SPEED_PEER); \
+	fi
+
+# Tables, figures, summary.json and the numbers of docs/benchmark.md from what there is.
+benchmark-report: $(STAMP)
+	$(BIN)/python benchmarks/benchmark_report.py --page docs/benchmark.md
 
 benchmark-speed: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/speed.py results/calibration_latent

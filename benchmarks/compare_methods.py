@@ -13,7 +13,13 @@ A method is a folder of a run (posterior mean), its `map` (closed-form profiles)
   every method but the first the definition that serves it best. `mean` is over sources, then bands.
 - Images: cosine similarity and ellipticity (adaptive moments, reference band) of each source alone
   as observed, in a window around the catalog position, on the pixels of its blend only; the truth
-  in the same way. Ellipticities are compared on galaxies whose shape all methods could measure.
+  in the same way. Ellipticities are compared on galaxies whose shape all methods could measure that
+  measured most (`SHAPED`); the others on those of them that they have.
+- Aperture: flux of each source alone, as observed, in a circle of `--aperture` around its catalog
+  position, over that of the truth; on the pixels of its blend, as the images.
+- Bias and scatter of flux: median of F / F_true - 1, and half of its central 68 %, of the sources that
+  have a result. Colours of neighbouring bands [mag] and sizes (half-light radius as observed) likewise; the
+  others are counted (`n_failed`, `no_colour`, `no_shape`).
 - A source without a result counts with flux 0 and cosine 0 and is in `n_failed`.
 - Errors: bootstrap of whole blends, the same draws for all methods.
 
@@ -23,6 +29,8 @@ Writes `comparison.csv`, `comparison.md`, `comparison.json` and `sources.csv` in
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +43,7 @@ from method_results import (
     read_cutouts,
     read_map,
     read_method,
+    read_parts,
     read_run,
     read_truth,
     same_pixels,
@@ -42,7 +51,9 @@ from method_results import (
 )
 
 from blendem.measure.metrics import MAD_TO_SIGMA, cosine_similarity, flux_residual
+from blendem.measure.photometry import CENTRAL_68, circle_overlap
 from blendem.measure.shapes import measure_shapes
+from blendem.survey.instruments import MAGZERO
 
 BINS = {
     "<0.05": (-np.inf, 0.05),
@@ -53,6 +64,13 @@ BINS = {
     "all": (-np.inf, np.inf),
 }
 TARGET_BIN = ">0.2"
+# Part of the galaxies whose shape a method must have to decide which shapes are compared.
+SHAPED = 0.8
+# Edges of other bins, by column: true magnitude, and S/N of the source were it alone.
+MORE_BINS = {
+    "mag": (-np.inf, 21, 22, 23, 24, 25, np.inf),
+    "snr": (-np.inf, 20, 50, 100, 200, np.inf),
+}
 BOOTSTRAP = 1000
 KEYS = ["field", "id"]
 DEFINITIONS = ("flux", "flux_total", "flux_stamp")
@@ -60,6 +78,8 @@ DEFINITIONS = ("flux", "flux_total", "flux_stamp")
 
 def load(path: Path, run: Path, profile: str, stamp: int) -> MethodResult:
     """A method by what its path is."""
+    if "*" in path.name:
+        return read_parts(path)
     if path.suffix == ".h5":
         return read_method(path)
     owner = path.parent if path.name == "map" else path
@@ -99,6 +119,7 @@ def score(
     true_shapes: dict[str, np.ndarray],
     reference: int,
     pixel_scale: float,
+    radii: Sequence[float] = (1.5,),
 ) -> pd.DataFrame:
     """Scores of one method, one row per source it was run on.
 
@@ -109,6 +130,7 @@ def score(
         true_images, true_shapes: Of `rows`.
         reference: Index of the band of the ellipticities.
         pixel_scale: Side of a pixel [arcsec].
+        radii: Of apertures [arcsec]; those after the first are for the reference band alone.
     """
     table = result.table.assign(place=np.arange(len(result.table)))
     joined = rows[KEYS].reset_index().merge(table, on=KEYS)
@@ -123,7 +145,9 @@ def score(
     flux = joined[[f"flux_{b}" for b in bands]].to_numpy(float)
     failed = ~(np.isfinite(flux).all(axis=1) & np.isfinite(images).all(axis=(1, 2, 3)))
     images[failed] = 0.0
-    out = true[[*KEYS, "blend", "blendedness", "type"]].assign(failed=failed)
+    names = [*KEYS, "blend", "blendedness", "mag", "snr", "type"]
+    out = true[[name for name in names if name in true]].assign(failed=failed)
+    weight = apertures(true, side, radii[0] / pixel_scale)
     for i, b in enumerate(bands):
         model = np.where(failed, 0.0, flux[:, i])
         out[f"flux_{b}"] = flux_residual(model, true[f"flux_model_{b}"].to_numpy())
@@ -138,22 +162,55 @@ def score(
             within &= true[f"flux_model_{b}"] <= joined[f"flux_q84_{b}"]
             out[f"within68_{b}"] = within.astype(float)
         out[f"cosine_{b}"] = cosine_similarity(images[:, i], true_images[at, i])
+        light = [
+            np.sum(weight * x[:, i], axis=(1, 2)) for x in (images, true_images[at])
+        ]
+        out[f"aperture_{b}"] = flux_residual(*light)
+    for radius in radii[1:]:
+        weight = apertures(true, side, radius / pixel_scale)
+        both = (x[:, reference] for x in (images, true_images[at]))
+        light = [np.sum(weight * x, axis=(1, 2)) for x in both]
+        out[f"aperture@{radius:g}"] = flux_residual(*light)
+    for i, (a, b) in enumerate(pairwise(bands)):
+        known = [true[f"flux_model_{x}"].to_numpy(float) for x in (a, b)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            colour = [-2.5 * np.log10(x / y) for x, y in (flux[:, i : i + 2].T, known)]
+        wrong = failed | (flux[:, i : i + 2] <= 0).any(axis=1)
+        out[f"colour_{a}-{b}"] = np.where(wrong, np.nan, colour[0] - colour[1])
     shapes = measure_shapes(images[:, reference], pixel_scale)
     for e in ("e1", "e2"):
         residual = shapes[e] - true_shapes[e][at]
         out[e] = np.where(failed | (true["type"] == "star"), np.nan, residual)
+    ratio = shapes["size"] / true_shapes["size"][at] - 1
+    out["size"] = np.where(failed | (true["type"] == "star"), np.nan, ratio)
     return out
+
+
+def apertures(rows: pd.DataFrame, side: int, radius: float) -> np.ndarray:
+    """Part of every pixel of each source's window inside a circle [pixel] around the source."""
+    position = rows[["y", "x"]].to_numpy()
+    center = position - window_corner(position, side)
+    return np.stack([circle_overlap((side, side), tuple(c), radius) for c in center])
 
 
 def _mean(values, weights):
     return np.sum(weights * values, axis=-1) / np.sum(weights, axis=-1)
 
 
-def _median(values, weights):
+def _quantiles(values, weights, levels):
     order = np.argsort(values)
     total = np.cumsum(weights[..., order], axis=-1)
-    first = np.argmax(total >= total[..., -1:] / 2, axis=-1)
-    return values[order][first]
+    first = [np.argmax(total >= q * total[..., -1:], axis=-1) for q in levels]
+    return [values[order][f] for f in first]
+
+
+def _median(values, weights):
+    return _quantiles(values, weights, [0.5])[0]
+
+
+def _scatter(values, weights):
+    low, high = _quantiles(values, weights, CENTRAL_68)
+    return (high - low) / 2
 
 
 def _rms(values, weights):
@@ -180,24 +237,52 @@ def quantities(part: pd.DataFrame, keep: np.ndarray, bands: tuple[str, ...]):
 
     Args:
         part: Scores of one method.
-        keep: Sources whose shape all methods could measure.
+        keep: Sources whose shape is compared.
         bands: Names of the bands.
     """
-    for kind in (*DEFINITIONS, "cosine", "within68"):
+    labels, found = [*bands, "mean"], ~part["failed"].to_numpy(bool)
+    for kind in (*DEFINITIONS, "aperture", "cosine", "within68"):
         if f"{kind}_{bands[0]}" not in part:
             continue
         values = part[[f"{kind}_{b}" for b in bands]].to_numpy(float).T
-        if kind in DEFINITIONS:
+        if kind in ("flux", "flux_total"):
+            for band, v in zip(labels, [*values, values.mean(axis=0)], strict=True):
+                yield f"bias_{kind}", band, _median, v[found], found
+                yield f"scatter_{kind}", band, _scatter, v[found], found
+        if kind in (*DEFINITIONS, "aperture"):
             values = np.abs(values)
         values = [*values, values.mean(axis=0)]
-        for band, v in zip([*bands, "mean"], values, strict=True):
+        for band, v in zip(labels, values, strict=True):
             yield f"mean_{kind}", band, _mean, v, None
             if kind in DEFINITIONS:
                 yield f"median_{kind}", band, _median, v, None
+    for name in part:
+        if name.startswith("aperture@"):
+            yield (
+                f"mean_{name}",
+                "reference",
+                _mean,
+                np.abs(part[name].to_numpy()),
+                None,
+            )
     for e in ("e1", "e2"):
         v = part[e].to_numpy(float)[keep]
         yield f"rms_{e}", "reference", _rms, v, keep
         yield f"mad_{e}", "reference", _mad, v, keep
+    sized = np.isfinite(part["size"]).to_numpy()
+    v = part["size"].to_numpy(float)[sized]
+    yield "bias_size", "reference", _median, v, sized
+    yield "scatter_size", "reference", _scatter, v, sized
+    colours = part[[c for c in part if c.startswith("colour_")]]
+    known = np.isfinite(colours).all(axis=1).to_numpy()
+    for name in colours:
+        v = colours[name].to_numpy(float)[known]
+        yield "bias_colour", name.removeprefix("colour_"), _median, v, known
+        yield "scatter_colour", name.removeprefix("colour_"), _scatter, v, known
+    if colours.shape[1]:
+        v = np.abs(colours.to_numpy(float)[known]).mean(axis=1)
+        yield "mean_colour", "mean", _mean, v, known
+        yield "no_colour", "mean", _mean, (~known).astype(float), None
     measured = np.isfinite(part[["e1", "e2"]]).all(axis=1)
     missing = (part["type"] != "star") & ~part["failed"] & ~measured
     yield "no_shape", "reference", _mean, missing.to_numpy(float), None
@@ -213,20 +298,24 @@ def summarise(
         bootstrap draws by `(method, bin, quantity, band)`.
     """
     first = next(iter(scores.values()))
-    shaped = np.all(
-        [np.isfinite(s[["e1", "e2"]]).all(axis=1) for s in scores.values()], axis=0
-    )
+    measured = [
+        np.isfinite(s[["e1", "e2"]]).all(axis=1).to_numpy() for s in scores.values()
+    ]
+    most = SHAPED * (first["type"] != "star").sum()
+    shaped = np.all([m for m in measured if m.sum() >= most] or measured, axis=0)
     rows, draws = [], {}
-    for label, (low, high) in BINS.items():
-        inside = (
-            (first["blendedness"] > low) & (first["blendedness"] <= high)
-        ).to_numpy()
+    for variable, label, low, high in bins_of(first):
+        inside = ((first[variable] > low) & (first[variable] <= high)).to_numpy()
+        if variable != "blendedness" and not inside.any():
+            continue
         weights = blend_weights(first.loc[inside, "blend"].to_numpy(), seed)
-        for name, s in scores.items():
+        for (name, s), own in zip(scores.items(), measured, strict=True):
             part = s[inside]
             for quantity, band, statistic, values, keep in quantities(
-                part, shaped[inside], bands
+                part, (shaped & own)[inside], bands
             ):
+                if variable != "blendedness" and band in bands:
+                    continue
                 w = weights if keep is None else weights[:, keep]
                 # A sample of blends may miss those few that have shapes.
                 w = w[w.sum(axis=1) > 0]
@@ -235,6 +324,7 @@ def summarise(
                 rows.append(
                     {
                         "method": name,
+                        "variable": variable,
                         "bin": label,
                         "quantity": quantity,
                         "band": band,
@@ -245,6 +335,16 @@ def summarise(
                     }
                 )
     return pd.DataFrame(rows), draws
+
+
+def bins_of(scores: pd.DataFrame):
+    """Bins as column, label, and limits `(low, high]`."""
+    for label, (low, high) in BINS.items():
+        yield "blendedness", label, low, high
+    for column, edges in MORE_BINS.items():
+        if column in scores:
+            for low, high in pairwise(edges):
+                yield column, f"{column} {low:g} to {high:g}", low, high
 
 
 def best_definition(draws: dict, name: str, label: str) -> tuple[str, np.ndarray]:
@@ -268,7 +368,12 @@ def records(table: pd.DataFrame, draws: dict, subset: str, command: str) -> list
     names = list(dict.fromkeys(table["method"]))
     wanted = [("mean_flux", "mean"), ("median_flux", "mean"), ("mean_cosine", "mean")]
     wanted += [(f"{s}_{e}", "reference") for s in ("rms", "mad") for e in ("e1", "e2")]
-    wanted += [("mean_within68", "mean")]
+    wanted += [("mean_within68", "mean"), ("mean_colour", "mean")]
+    wanted += [
+        ("bias_flux", "mean"),
+        ("scatter_flux", "mean"),
+        ("scatter_size", "reference"),
+    ]
     keyed = table[table["bin"] == TARGET_BIN].set_index(["method", "quantity", "band"])
     out = []
 
@@ -312,6 +417,11 @@ def markdown(table: pd.DataFrame, title: str, seconds: dict[str, dict]) -> str:
         "vs total": ("mean_flux_total", "mean"),
         "in stamp": ("mean_flux_stamp", "mean"),
         "median dF/F": ("median_flux", "mean"),
+        "bias": ("bias_flux", "mean"),
+        "scatter": ("scatter_flux", "mean"),
+        "aperture": ("mean_aperture", "mean"),
+        "colour": ("mean_colour", "mean"),
+        "scatter size": ("scatter_size", "reference"),
         "cosine": ("mean_cosine", "mean"),
         "rms e1": ("rms_e1", "reference"),
         "rms e2": ("rms_e2", "reference"),
@@ -320,10 +430,10 @@ def markdown(table: pd.DataFrame, title: str, seconds: dict[str, dict]) -> str:
         "in 68 %": ("mean_within68", "mean"),
     }
     lines = [f"## {title}", ""]
-    head = ["blendedness", "method", "n", "failed", *columns]
+    head = ["bin", "method", "n", "failed", *columns]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     keyed = table.set_index(["bin", "method", "quantity", "band"])
-    for label in BINS:
+    for label in dict.fromkeys(table["bin"]):
         for name in dict.fromkeys(table["method"]):
             base = keyed.loc[(label, name, "mean_flux", "mean")]
             cells = [label, name, f"{base['n']:.0f}", f"{base['n_failed']:.0f}"]
@@ -336,7 +446,7 @@ def markdown(table: pd.DataFrame, title: str, seconds: dict[str, dict]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| method | seconds per blend |", "|---|---|"]
     for name in dict.fromkeys(table["method"]):
-        text = ", ".join(f"{k} {v:.2f}" for k, v in seconds[name].items())
+        text = ", ".join(f"{k} {v:.3g}" for k, v in seconds[name].items())
         lines.append(f"| {name} | {text} |")
     return "\n".join([*lines, ""])
 
@@ -348,11 +458,13 @@ def main(options: argparse.Namespace) -> None:
     truth, images, corner, stamp = read_truth(run)
     bands, side = cutouts.bands, stamp + WINDOW_MARGIN
     truth["blendedness"] = truth[f"blendedness_{options.band}"]
+    truth["mag"] = MAGZERO - 2.5 * np.log10(truth[f"flux_{options.band}"])
+    truth["snr"] = truth[f"snr_{options.band}"]
     known = [f"{kind}_{b}" for kind in ("flux", "flux_model") for b in bands]
     truth["place"] = np.arange(len(truth))
     geometry = ["corner_y", "corner_x", "height", "width"]
     rows = cutouts.sources.merge(
-        truth[[*KEYS, "place", "blendedness", *known]], on=KEYS
+        truth[[*KEYS, "place", "blendedness", "mag", "snr", *known]], on=KEYS
     )
     rows = rows.join(cutouts.blends[geometry], on="blend")
     if len(rows) != len(cutouts.sources):
@@ -365,15 +477,22 @@ def main(options: argparse.Namespace) -> None:
     fields = cutouts.chunks[0][1].fields
     pixel_scale = float(next(iter(fields.values()))["pixel_scale"])
     shapes = measure_shapes(true_images[:, reference], pixel_scale)
-    scores, seconds = {}, {}
+    scores, seconds, peaks = {}, {}, {}
     for text in options.method:
         name, _, path = text.partition("=")
         if not path or name in scores:
             raise SystemExit(f"--method {text}: give each a name of its own, name=path")
         result = load(Path(path), run, options.profile, stamp)
-        seconds[name] = result.seconds
+        seconds[name], peaks[name] = result.seconds, result.peak_gib
         scores[name] = score(
-            result, rows, bands, true_images, shapes, reference, pixel_scale
+            result,
+            rows,
+            bands,
+            true_images,
+            shapes,
+            reference,
+            pixel_scale,
+            options.aperture,
         )
     options.output.mkdir(parents=True, exist_ok=True)
     pd.concat([s.assign(method=m) for m, s in scores.items()]).to_csv(
@@ -412,6 +531,15 @@ def main(options: argparse.Namespace) -> None:
                     "command": command,
                 }
             )
+        notes.append(
+            {
+                "name": f"peers/{name}/peak_memory",
+                "value": _number(peaks[name]),
+                "unit": "GiB",
+                "n": len(scores[name]["blend"].unique()),
+                "command": command,
+            }
+        )
     (options.output / "comparison.json").write_text(json.dumps(notes, indent=1) + "\n")
     (options.output / "comparison.md").write_text("\n".join(text))
     print("\n".join(text))
@@ -427,6 +555,13 @@ if __name__ == "__main__":
     parser.add_argument("--profile", default="sersic", help="as `map.profile`")
     parser.add_argument("--band", default="i", help="of blendedness and shapes")
     parser.add_argument("--seed", type=int, default=1, help="of the bootstrap")
+    parser.add_argument(
+        "--aperture",
+        type=float,
+        nargs="+",
+        default=[1.5, 1.0, 0.7],
+        help="radii [arcsec]; those after the first are measured in `--band` alone",
+    )
     parser.add_argument("--output", type=Path, help="default: <run>/peers")
     arguments = parser.parse_args()
     arguments.output = arguments.output or arguments.run / "peers"

@@ -7,6 +7,8 @@ the pixel (y, x) of the field where it begins, and `blends` (one row per blend: 
 and seconds by phase).
 """
 
+import resource
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,12 +39,14 @@ class MethodResult:
         observed: Image of each source alone `(source, band, side, side)`.
         corner: Pixel (y, x) of the field where each image begins, `(source, 2)`.
         seconds: Of the whole method per blend, by phase.
+        peak_gib: Peak memory of the process [GiB], NaN where it was not measured.
     """
 
     table: pd.DataFrame
     observed: np.ndarray
     corner: np.ndarray
     seconds: dict[str, float]
+    peak_gib: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def write_method(
             "corner": result.corner,
             "blends": _columns(blends),
         },
-        attrs | {"seconds": result.seconds},
+        attrs | {"seconds": result.seconds, "peak_gib": float(result.peak_gib)},
     )
 
 
@@ -162,7 +166,37 @@ def read_method(path: Path) -> MethodResult:
         arrays["observed"],
         arrays["corner"],
         dict(attrs["seconds"]),
+        float(attrs.get("peak_gib", np.nan)),
     )
+
+
+def read_parts(path: Path) -> MethodResult:
+    """Method files of different blends as one; `path` is a pattern such as `peers/scarlet2_*.h5`.
+
+    Raises:
+        SystemExit: If no file has such a name.
+    """
+    files = sorted(path.parent.glob(path.name))
+    if not files:
+        raise SystemExit(f"{path}: no such files")
+    parts = [read_method(file) for file in files]
+    n = [len(read_h5(file)[0]["blends"]["number"]) for file in files]
+    return MethodResult(
+        pd.concat([part.table for part in parts], ignore_index=True),
+        np.concatenate([part.observed for part in parts]),
+        np.concatenate([part.corner for part in parts]),
+        {
+            phase: float(np.average([p.seconds[phase] for p in parts], weights=n))
+            for phase in parts[0].seconds
+        },
+        float(max(part.peak_gib for part in parts)),
+    )
+
+
+def peak_gib() -> float:
+    """Peak memory of this process so far [GiB]."""
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def read_run(run: Path) -> MethodResult:
@@ -185,6 +219,14 @@ def read_run(run: Path) -> MethodResult:
             name: _rule_seconds(run, name) / n_blends
             for name in ("compute_statistics", "sample_posterior")
         },
+        float(
+            np.fmax(
+                *(
+                    _rule_peak(run, n)
+                    for n in ("compute_statistics", "sample_posterior")
+                )
+            )
+        ),
     )
 
 
@@ -194,6 +236,15 @@ def _rule_seconds(run: Path, rule: str) -> float:
     if not files:
         return np.nan
     return float(sum(pd.read_csv(f, sep="\t")["s"].iloc[-1] for f in files))
+
+
+def _rule_peak(run: Path, rule: str) -> float:
+    """Largest peak memory of a rule over all chunks [GiB]."""
+    files = sorted((run / "benchmarks" / rule).glob("*.tsv"))
+    peaks = [pd.read_csv(f, sep="\t")["max_rss"].iloc[-1] for f in files]
+    # "-" where the job ended before its memory was looked at.
+    numbers = pd.to_numeric(pd.Series(peaks, dtype=object), errors="coerce")
+    return float(numbers.max()) / 1024
 
 
 def read_map(run: Path, profile: str = "sersic", stamp: int = 49) -> MethodResult:
@@ -257,7 +308,11 @@ def read_map(run: Path, profile: str = "sersic", stamp: int = 49) -> MethodResul
     for path in (run / "map").glob("*.h5"):
         seconds += float(read_h5(path)[1]["seconds"])
     return MethodResult(
-        table.reset_index(), observed, low, {"fit": seconds / len(cutouts.blends)}
+        table.reset_index(),
+        observed,
+        low,
+        {"fit": seconds / len(cutouts.blends)},
+        _rule_peak(run, "fit_map"),
     )
 
 

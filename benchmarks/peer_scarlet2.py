@@ -2,7 +2,8 @@
 
     .venv-peers/bin/python benchmarks/peer_scarlet2.py results/<run> --max-blends 100
 
-Blends are those with a source of i-band blendedness above 0.2, chosen by `--seed`. Setting:
+Blends are those with a source of i-band blendedness above 0.2 (`--min-blendedness`; -1: all), in an
+order that `--seed` sets, from `--skip` on. Setting:
 
 - Data: the pixels, weights and PSFs that blendem gets, and `--margin` pixels of sky around them,
   so that the boxes in which scarlet2 measures moments need not leave the image.
@@ -35,6 +36,7 @@ from method_results import (
     Cutouts,
     MethodResult,
     cut,
+    peak_gib,
     read_cutouts,
     read_truth,
     window_corner,
@@ -44,6 +46,7 @@ from numpyro.distributions import constraints
 
 TINY = 1e-6  # inside the constraints
 BLENDED = 0.2
+NONE_LEFT = 3  # exit status: `--skip` is beyond the last blend
 # Every fit compiles anew and the programs stay in memory, 13 MB each.
 CLEAR_EVERY = 20
 # Blends whose compilation is timed, by a extra fit of one step.
@@ -66,14 +69,33 @@ class Clock:
 
 
 def choose_blends(
-    cutouts: Cutouts, truth: pd.DataFrame, band: str, n: int, seed: int
+    cutouts: Cutouts,
+    truth: pd.DataFrame | None,
+    band: str,
+    n: int,
+    seed: int,
+    *,
+    least: float = BLENDED,
+    skip: int = 0,
 ) -> np.ndarray:
-    """Rows of `n` blends with a source of blendedness above `BLENDED`, in random order."""
-    keys = ["field", "id"]
-    joined = cutouts.sources.merge(truth[[*keys, f"blendedness_{band}"]], on=keys)
-    rows = np.unique(joined.loc[joined[f"blendedness_{band}"] > BLENDED, "blend"])
+    """Rows of `n` blends with a source of blendedness above `least`, in random order.
+
+    Args:
+        cutouts, truth: Of the run; without a truth all blends are taken.
+        band: Of the blendedness.
+        n: Number of blends.
+        seed: Of the order.
+        least: Below 0: all blends.
+        skip: How many of them come before the first.
+    """
+    if truth is None or least < 0:
+        rows = np.arange(len(cutouts.blends))
+    else:
+        keys = ["field", "id"]
+        joined = cutouts.sources.merge(truth[[*keys, f"blendedness_{band}"]], on=keys)
+        rows = np.unique(joined.loc[joined[f"blendedness_{band}"] > least, "blend"])
     rows = rows[cutouts.blends["stack"].to_numpy()[rows] >= 0]
-    return np.random.default_rng(seed).permutation(rows)[:n]
+    return np.random.default_rng(seed).permutation(rows)[skip : skip + n]
 
 
 def wide_cutout(
@@ -199,9 +221,23 @@ def fit_blend(
 def main(run: Path, options: argparse.Namespace) -> None:
     """Fit the chosen blends and write the file."""
     cutouts = read_cutouts(run)
-    truth, _, _, stamp = read_truth(run)
+    if (run / "truth").is_dir():
+        truth, _, _, stamp = read_truth(run)
+    else:
+        truth, stamp = None, options.stamp
     bands, side = cutouts.bands, stamp + WINDOW_MARGIN
-    rows = choose_blends(cutouts, truth, options.band, options.max_blends, options.seed)
+    rows = choose_blends(
+        cutouts,
+        truth,
+        options.band,
+        options.max_blends,
+        options.seed,
+        least=options.min_blendedness,
+        skip=options.skip,
+    )
+    if not len(rows):
+        print(f"{run}: no blends from number {options.skip} on")
+        sys.exit(NONE_LEFT)
     print(f"{len(rows)} blends, scarlet2 {scarlet2.__version__}, {jax.devices()[0]}")
     tables, observed, corners, notes = [], [], [], []
     name = None
@@ -283,6 +319,7 @@ def main(run: Path, options: argparse.Namespace) -> None:
             np.concatenate(observed),
             np.concatenate(corners),
             seconds,
+            peak_gib(),
         ),
         blends,
         {
@@ -305,6 +342,9 @@ if __name__ == "__main__":
         "run", type=Path, help="folder results/<run> of a simulated run"
     )
     parser.add_argument("--max-blends", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0, help="blends before them")
+    parser.add_argument("--min-blendedness", type=float, default=BLENDED)
+    parser.add_argument("--stamp", type=int, default=49, help="of runs without truth")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--e-rel", type=float, default=1e-4)
     parser.add_argument("--margin", type=int, default=16, help="sky around [pixel]")

@@ -23,6 +23,7 @@ from method_results import read_map, write_method
 from blendem.config import BlendsConfig, FrameConfig, InferConfig, MapConfig
 from blendem.io.blends import BlendSet, read_blends, write_blends
 from blendem.io.products import read_h5, write_h5
+from blendem.io.table import FieldRow
 
 META = {
     "METHOD": "closed-form Sersic MAP",
@@ -84,6 +85,7 @@ def main(run: Path, only: Path, batch: int) -> None:
             write_h5(part / "statistics" / path.name, groups, {})
             fields = np.unique(some.sources["field"])
             fit(
+                [FieldRow(f, "", run / "fields" / f"{f}.fits") for f in fields],
                 part / "blends" / path.name,
                 part / "statistics" / path.name,
                 run / "prior" / "basis.eqx",

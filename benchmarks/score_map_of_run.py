@@ -19,6 +19,7 @@ from method_results import (
     WINDOW_MARGIN,
     MethodResult,
     cut,
+    peak_gib,
     read_cutouts,
     window_corner,
     write_method,
@@ -165,6 +166,7 @@ def main(options: argparse.Namespace) -> None:
             np.concatenate(windows),
             np.concatenate(corners),
             {"fit": seconds},
+            peak_gib(),
         ),
         blends,
         {

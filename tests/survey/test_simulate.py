@@ -338,3 +338,24 @@ def test_errors_name_what_is_wrong(rng):
         simulate_field(HSC, (32, 32), rng=rng, electrons=0.0, density=0.0)
     with pytest.raises(ValueError, match=r"no fluxes in bands \['K'\]"):
         draw_stamps(draw_galaxies(1, rng), HSC, stamp=9, psf_sigma=0.7, bands=("K",))
+
+
+def test_catalog_positions_stay_inside_of_the_image():
+    """Errors of a pixel would carry some of the sources at the edge out of it."""
+    shape = (64, 96)
+    field = simulate_field(
+        INSTRUMENTS["hsc_wide"],
+        shape,
+        rng=np.random.default_rng(3),
+        density=20.0,
+        mag_limit=23.0,
+        star_density=0.0,
+        stamp=17,
+        psf_size=17,
+        centroid_error=30.0,
+    )
+    x, y = np.asarray(field.catalog["x"]), np.asarray(field.catalog["y"])
+    moved = np.hypot(x - field.truth["x"], y - field.truth["y"])
+    assert len(x) > 3 and moved.max() > 10
+    assert np.all((x > -0.5) & (x < shape[1] - 0.5))
+    assert np.all((y > -0.5) & (y < shape[0] - 0.5))

@@ -30,6 +30,7 @@ MAG_BRIGHT, STAR_LIMIT = 18.0, 24.0
 # COSMOS, where HSC, HST and the LSST deep fields overlap (Scoville et al. 2007).
 COSMOS = (150.11917, 2.20583)
 MODES = ("scatter", "blends")
+EDGE = 1e-3  # how far inside of the outermost pixels' edges catalog positions stay [pixel]
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,8 @@ def simulate_field(
     )
     if centroid_error > 0:
         given = position + centroid_error * centroid.standard_normal(position.shape)
+        # A catalog of the image has no source beyond its edge.
+        given = np.clip(given, EDGE - 0.5, np.array(shape) - 0.5 - EDGE)
         ra, dec = wcs.pixel_to_world_values(given[:, 1], given[:, 0])
         catalog["x"], catalog["y"] = given[:, 1], given[:, 0]
         catalog["ra"], catalog["dec"] = np.asarray(ra), np.asarray(dec)
