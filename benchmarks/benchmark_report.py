@@ -562,11 +562,15 @@ def main(options: argparse.Namespace) -> None:
     if "sim" in more:
         sim_targets(summary, more["sim"])
     else:
-        summary.target("lsst_sim_blends, bias and scatter", "below peers", None, 0, False)
+        summary.target(
+            "lsst_sim_blends, bias and scatter", "below peers", None, 0, False
+        )
     if "speed" in more:
         speed_targets(summary, more["speed"])
     else:
-        summary.target("throughput over scarlet2", "MAP 30, posterior 1", None, 0, False)
+        summary.target(
+            "throughput over scarlet2", "MAP 30, posterior 1", None, 0, False
+        )
     records = {r["name"]: r for r in summary.records}
     for name, part in parts.items():
         records |= {

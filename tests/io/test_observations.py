@@ -517,3 +517,16 @@ def test_a_finer_psf_is_written_and_may_be_off_by_more_of_its_pixels(observation
     np.testing.assert_allclose(observed.psf, psf, rtol=1e-6)
     with pytest.raises(InputError, match="off centre by"):
         read_observation(observation.fits(psf=psf))
+
+
+def test_a_footprint_without_sources_is_true_outside(observation):
+    inside = np.zeros((16, 20), bool)
+    inside[2:14, 2:18] = True
+    expected = read_observation(observation.npz(footprint=inside)).variance
+    assert np.isinf(expected[:, 0]).all() and np.isfinite(expected[:, 3, 4]).all()
+    found = read_observation(observation.npz(footprint=~inside)).variance
+    np.testing.assert_array_equal(found, expected)
+    # With a source inside it is what it says.
+    inside[:8] = False
+    part = read_observation(observation.npz(footprint=inside)).variance
+    assert np.isinf(part[:, :8]).all() and np.isfinite(part[:, 12, 15]).all()

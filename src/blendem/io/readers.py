@@ -226,16 +226,17 @@ def _read_npz(path: Path, with_psf: bool) -> RawObservation:
     masked = np.zeros(image.shape, bool)
     if "mask" in data:
         masked |= _mask(path, "key `mask`", data["mask"], image.shape, LSST_PLANES)
+    where = next((k for k in ("catalog", "peaks", "centers") if k in data), "catalog")
+    catalog = _npz_catalog(path, where, data[where]) if where in data else None
     if "footprint" in data:
         inside = _mask(path, "key `footprint`", data["footprint"], image.shape, None)
-        masked |= ~inside
+        masked |= inside if _is_outside(inside, catalog) else ~inside
     psf = first("psfs", "psf") if with_psf else None
     oversampling = 1
     if with_psf:
         value = data.get("psf_samp", 1)
         oversampling = _oversampling(path, "key `psf_samp`", value)
     correlation = "noise_correlation"
-    where = next((k for k in ("catalog", "peaks", "centers") if k in data), "catalog")
     bands = data.get("filters")
     return RawObservation(
         image=image,
@@ -256,8 +257,21 @@ def _read_npz(path: Path, with_psf: bool) -> RawObservation:
         magzero=_number(path, "key `magzero`", data.get("magzero")),
         unit=str(data.get("unit", "")),
         wcs=None,
-        catalog=_npz_catalog(path, where, data[where]) if where in data else None,
+        catalog=catalog,
     )
+
+
+def _is_outside(footprint: np.ndarray, catalog: Table | None) -> bool:
+    """Whether a footprint is true outside, as that of the public blends of an LSST simulation
+    (scarlet_test): it holds none of the sources."""
+    if catalog is None or not len(catalog) or not {"x", "y"} <= set(catalog.colnames):
+        return False
+    y, x = (np.nan_to_num(np.asarray(catalog[k], float)) for k in "yx")
+    y, x = (
+        np.clip(np.round(v).astype(int), 0, n - 1)
+        for v, n in zip((y, x), footprint.shape[-2:], strict=True)
+    )
+    return not footprint[..., y, x].any()
 
 
 def _npz_catalog(path: Path, key: str, values: np.ndarray) -> Table:

@@ -30,7 +30,7 @@ MAG_BRIGHT, STAR_LIMIT = 18.0, 24.0
 # COSMOS, where HSC, HST and the LSST deep fields overlap (Scoville et al. 2007).
 COSMOS = (150.11917, 2.20583)
 MODES = ("scatter", "blends")
-EDGE = 1e-3  # how far inside of the outermost pixels' edges catalog positions stay [pixel]
+EDGE = 1e-3  # catalog positions stay as far inside of the image [pixel]
 
 
 @dataclass(frozen=True)
