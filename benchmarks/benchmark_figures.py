@@ -238,7 +238,7 @@ def plot_lsst(parts, more) -> Figure | None:
     """Aperture photometry in r."""
     if "benchmark_lsst" not in parts:
         return None
-    figure, ax = plt.subplots(figsize=(0.7 * TWO_COLUMNS, 2.9))
+    figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.9))
     table = parts["benchmark_lsst"].subset("all")
     plot_bins(ax, table, "mean_aperture", "r", [*BLENDED, "all"])
     for value, name in (
@@ -257,7 +257,7 @@ def plot_lsst_sim(parts, more) -> Figure | None:
     """Magnitudes of the other pipeline."""
     if "sim" not in more:
         return None
-    figure, ax = plt.subplots(figsize=(0.7 * TWO_COLUMNS, 2.9))
+    figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.9))
     rows, shown = more["sim"], set()
     rows = rows[(rows["subset"] == "common") & (rows["band"] == "mean")]
     keyed = rows.set_index(["quantity", "method"])
