@@ -146,13 +146,12 @@ def find(
 ) -> Table:
     """Sources above `THRESHOLD`, with the noise as it is after the filter."""
     sigma = (sky.spread * sky.sigma)[:, None, None]
-    return detect(
+    significance = detection_image(
         image - sky.level[:, None, None],
         np.broadcast_to(sigma**2, image.shape),
         psf,
-        threshold=THRESHOLD,
-        deblend_cont=share,
     )
+    return detect(significance, threshold=THRESHOLD, deblend_cont=share)
 
 
 def nearest_parts(
