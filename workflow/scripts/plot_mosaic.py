@@ -61,7 +61,7 @@ def main(mosaic: Path, catalog: Path, output: Path, config: PlotConfig) -> None:
                     plot.lupton(image, bands, **look), origin="lower", extent=extent
                 )
                 ax.set(xlim=extent[:2], ylim=extent[2:])
-                if row is axes[0]:
+                if images is binned:
                     ax.set_title(title)
                 else:
                     ax.set_xlabel("x [pixel]")
