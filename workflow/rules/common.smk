@@ -114,9 +114,8 @@ TRUE_CURVES = SIMULATED and CONFIG.simulate.transients.share > 0
 LAPS = CONFIG.em.laps
 # Laps that have an evidence in closed form.
 GAUSSIAN_LAPS = LAPS if CONFIG.prior.tier == "gaussian" else 0
-# Cards of every product; METHOD differs.
-META = {"PRIOR": "none", "CONFIG": config_hash(CONFIG), "VERSION": blendem.__version__}
-VERSION = blendem.__version__
+# Cards of every product, besides METHOD and PRIOR.
+META = {"CONFIG": config_hash(CONFIG), "VERSION": blendem.__version__}
 CONFIGFILE = os.path.relpath(workflow.configfiles[-1]) if workflow.configfiles else ""
 
 

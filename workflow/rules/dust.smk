@@ -152,11 +152,7 @@ if CONFIG.dust:
                 dust=DUST,
                 reference_band=BAND,
                 batch=CONFIG.blends.batch,
-                meta={
-                    "METHOD": DUST_METHOD,
-                    "CONFIG": config_hash(CONFIG),
-                    "VERSION": VERSION,
-                },
+                meta={"METHOD": DUST_METHOD} | META,
             script:
                 "../scripts/measure_dust.py"
 

@@ -151,11 +151,7 @@ for number in range(CHUNKS):
             rows=rows_of(number),
             infer=CONFIG.infer.model_dump(),
             blends=CONFIG.blends.model_dump(),
-            meta={
-                "METHOD": METHOD,
-                "CONFIG": config_hash(CONFIG),
-                "VERSION": VERSION,
-            },
+            meta={"METHOD": METHOD} | META,
         script:
             "../scripts/measure.py"
 
@@ -184,10 +180,6 @@ for number in range(CHUNKS):
             frame=CONFIG.frame.model_dump(),
             centroid_prior=CONFIG.infer.centroid_prior,
             blends=CONFIG.blends.model_dump(),
-            meta={
-                "METHOD": f"MAP, {CONFIG.map.profile} profiles",
-                "CONFIG": config_hash(CONFIG),
-                "VERSION": VERSION,
-            },
+            meta={"METHOD": f"MAP, {CONFIG.map.profile} profiles"} | META,
         script:
             "../scripts/fit_map.py"

@@ -31,7 +31,8 @@ for parent in TILED:
             tiles=CONFIG.tiles.model_dump(include={"size"}),
             blends=CONFIG.blends.model_dump(include={"buckets"}),
             detect=CONFIG.detect.model_dump(),
-            meta=META | {"METHOD": "detection" if not SIMULATED else "catalog"},
+            meta={"METHOD": "catalog" if SIMULATED else "detection", "PRIOR": "none"}
+            | META,
         script:
             "../scripts/tile_field.py"
 
