@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: benchmark benchmark-hsc benchmark-shallow benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-report paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
+.PHONY: browser benchmark benchmark-hsc benchmark-shallow benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-report paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -58,6 +58,7 @@ help:
 	@echo 'paper      all figures and tables of the paper with their sums: hours, results/paper/; paper-smoke'
 	@echo '           is the same with the smallest runs'
 	@echo 'slurm      the workflow on a Slurm of one node, started for it; needs root and apt: results/slurm/'
+	@echo 'browser    open the reports of all runs in headless Chromium; without it, needs root and apt'
 	@echo 'priors     train the priors that are shipped again: priors/'
 	@echo 'install    only .venv'
 	@echo 'lint       check style and workflow;  format: apply the style'
@@ -236,6 +237,11 @@ real-pair: $(STAMP)
 	    fields=results/hst_hsc_fields/$$sources.tsv 'prior={start: $(PAIR_PRIOR)}' || exit 1; \
 	done
 	$(BIN)/python benchmarks/real_pair.py
+
+# Every report of the runs so far in headless Chromium, which this installs on Debian or Ubuntu.
+browser: $(STAMP)
+	tests/browser/install.sh
+	$(BIN)/python -m tests.browser.run results/*/report.html
 
 # Both cluster profiles on a real Slurm of one node, which this starts: root on Debian or Ubuntu.
 slurm: $(STAMP)

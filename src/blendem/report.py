@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
+from astropy.table import Table
 from docutils.core import publish_parts
+
+# Columns of the catalog that a reader sees.
+SHOWN = ("id", "type", "x", "y", "flux_{band}", "flux_err_{band}", "mag_{band}")
+SHOWN += ("mag_err_{band}", "size", "e1", "e2", "blendedness_{band}", "flags")
 
 
 class Figure(NamedTuple):
@@ -43,11 +49,33 @@ def render_caption(text: str) -> tuple[str, str]:
 
 def format_number(value: float | None) -> str:
     """A number with the digits that matter; a dash where there is none."""
-    if value is None:
+    if value is None or not np.isfinite(value):
         return "-"
     if float(value).is_integer() and abs(value) < 1e7:
         return str(int(value))
     return f"{value:.4g}"
+
+
+def brightest_sources(
+    catalogs: Mapping[str, Table], band: str, rows: int
+) -> tuple[list[str], list[list[Any]]]:
+    """Names of columns with their units, and the brightest sources of all fields.
+
+    Args:
+        catalogs: Of every field, by its name; at least one.
+        band: In which sources are bright; a flux that is not finite counts as 0.
+        rows: How many sources there may be.
+    """
+    shown = [name.format(band=band) for name in SHOWN]
+    found = []
+    for field, table in catalogs.items():
+        flux = np.nan_to_num(np.asarray(table[f"flux_{band}"]), posinf=0, neginf=0)
+        for i in np.argsort(-flux, stable=True)[:rows]:
+            found.append((flux[i], [field, *(table[c][i].item() for c in shown)]))
+    found.sort(key=lambda source: -source[0])
+    units = [next(iter(catalogs.values()))[name].unit for name in shown]
+    names = [f"{n} [{u}]" if u else n for n, u in zip(shown, units, strict=True)]
+    return ["field", *names], [row for _, row in found[:rows]]
 
 
 def render_report(

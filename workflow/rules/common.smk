@@ -97,6 +97,8 @@ try:
 except (ConfigError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
+# Fields as they are given, and as jobs work on them.
+WHOLE_FIELDS = list(dict.fromkeys(row.field for row in GIVEN_ROWS))
 FIELDS = list(dict.fromkeys(row.field for row in ROWS))
 N_TILES = sum(map(len, TILED.values()))
 CHUNKS = CONFIG.chunks or max(1, N_TILES // CONFIG.tiles.per_chunk)

@@ -19,6 +19,7 @@ if EPOCHS:
 if TILED:
     # A tile also shows blends of its neighbours, which are modelled there.
     FIGURES[0] = "mosaic"
+FIGURES += ["rules"]
 
 
 rule plot_field:
@@ -227,13 +228,38 @@ rule plot_light_curves:
         "../scripts/plot_light_curves.py"
 
 
+rule plot_rules:
+    input:
+        code=modules("plot/rules", "plot/inputs", "plot/style"),
+        snakefile=f"{workflow.basedir}/Snakefile",
+        rules=sorted(
+            str(path)
+            for path in (Path(workflow.basedir) / "workflow/rules").glob("*.smk")
+        ),
+    output:
+        f"{OUT}/figures/rules.png",
+    log:
+        f"{OUT}/logs/plot_rules.log",
+    benchmark:
+        f"{OUT}/benchmarks/plot_rules.tsv"
+    conda:
+        "../../envs/blendem.yaml"
+    params:
+        # As Snakemake was given it: the rules are those of this run.
+        settings=dict(config),
+        fields=list(TILED),
+        plot=PLOT,
+    script:
+        "../scripts/plot_rules.py"
+
+
 rule make_report:
     input:
         code=modules("report"),
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         summary=f"{OUT}/summary.json",
         provenance=f"{OUT}/provenance.json",
-        catalog=f"{OUT}/catalog/{[*TILED, SHOWN][0]}.fits",
+        catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=WHOLE_FIELDS),
         figures=expand(f"{OUT}/figures/{{figure}}.png", figure=FIGURES),
         captions=expand(
             f"{workflow.basedir}/workflow/report/{{figure}}.rst", figure=FIGURES

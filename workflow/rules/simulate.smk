@@ -63,9 +63,6 @@ rule simulate_stamps:
         "../scripts/simulate_stamps.py"
 
 
-SIMULATED_FIELDS = list(dict.fromkeys(row.field for row in GIVEN_ROWS))
-
-
 rule simulate_field:
     input:
         code=modules(
@@ -91,7 +88,7 @@ rule simulate_field:
         "../../envs/blendem.yaml"
     params:
         seed=CONFIG.seed,
-        index=lambda wildcards: SIMULATED_FIELDS.index(wildcards.field),
+        index=lambda wildcards: WHOLE_FIELDS.index(wildcards.field),
         simulate=CONFIG.simulate.model_dump(),
         frame=CONFIG.frame.model_dump(),
         dust=CONFIG.dust and CONFIG.dust.model_dump(),

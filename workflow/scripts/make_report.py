@@ -3,19 +3,17 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 from blendem.io.atomic import atomic_path
 from blendem.io.products import read_table
 from blendem.logs import configure_logging
-from blendem.report import read_figures, render_report
+from blendem.report import brightest_sources, read_figures, render_report
 
 
 def main(
     template: Path,
     summary: Path,
     provenance: Path,
-    catalog: Path,
+    catalogs: list[Path],
     figures: list[Path],
     captions: list[Path],
     output: Path,
@@ -25,24 +23,13 @@ def main(
     rows: int,
 ) -> None:
     """Read everything, render, write."""
-    table = read_table(catalog)[0]
-    shown = ["id", "type", "x", "y", f"flux_{band}", f"flux_err_{band}", f"mag_{band}"]
-    shown += [f"mag_err_{band}", "size", "e1", "e2", f"blendedness_{band}", "flags"]
-    names = [
-        f"{name} [{table[name].unit}]" if table[name].unit else name for name in shown
-    ]
-    brightest = np.argsort(-np.nan_to_num(np.asarray(table[f"flux_{band}"])))[:rows]
-    values = [[table[name][i].item() for name in shown] for i in brightest]
-    clean = [
-        [None if isinstance(v, float) and not np.isfinite(v) else v for v in row]
-        for row in values
-    ]
+    tables = {path.stem: read_table(path)[0] for path in catalogs}
     text = render_report(
         template.read_text(),
         title=title,
         summary=json.loads(summary.read_text()),
         provenance=json.loads(provenance.read_text()),
-        catalog=(names, [["-" if v is None else v for v in row] for row in clean]),
+        catalog=brightest_sources(tables, band, rows),
         figures=read_figures(figures, captions),
     )
     with atomic_path(output) as temporary:
@@ -56,7 +43,7 @@ if "snakemake" in globals():
         Path(given.template),
         Path(given.summary),
         Path(given.provenance),
-        Path(given.catalog),
+        [Path(path) for path in given.catalogs],
         [Path(path) for path in given.figures],
         [Path(path) for path in given.captions],
         Path(snakemake.output.report),
