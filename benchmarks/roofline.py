@@ -2,10 +2,10 @@
 
     python benchmarks/roofline.py results/field
 
-For the largest stacks of a chunk, alone on one core and without compilation: operations of the
-symmetric product H = A' A (one half of it) and of the Fourier sums that render A, bytes of A
-written once and read once per block of columns, and the seconds that both would take at the speed of
-one product of matrices and one copy in memory, measured in the same process.
+For the stacks of a chunk, alone on one core and without compilation: operations of the symmetric
+product H = A' A (its upper blocks) and of the shifts that render A, bytes of A written once and read
+once per block, and the seconds that both would take at the speed of one product of matrices and one
+copy in memory, measured in the same process.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import pandas as pd
 
 from blendem.blend import Blend
 from blendem.inference.batch import _by_pixels, statistics_of
-from blendem.inference.statistics import Settings
+from blendem.inference.statistics import BLOCKS, Settings
 from blendem.io.atomic import atomic_path
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
@@ -28,7 +28,7 @@ from blendem.io.statistics import read_settings
 from blendem.renderer import Renderer
 
 REPEATS = 3
-MOST = 8  # blends of a stack that are timed
+MOST = 24  # blends of a stack that are timed
 
 
 def main() -> None:
@@ -82,16 +82,18 @@ def needed(stack: Blend, n_modes: int, settings: Settings) -> tuple[float, float
     low = jax.eval_shape(
         lambda o: Renderer.of(o, settings.stamp, np.float32(0.7)), first
     ).n_low
-    columns = n_modes + 2
-    # Along x, then along y: real and imaginary parts.
-    render = columns * low * (2 * (low // 2 + 1)) * (2 * size) * 2
-    render += size * (2 * low) * size * columns * 2
-    unknowns = n_sources * (n_modes + 2)
+    # A shift along y, then one along x, of modes, mean and templates.
+    render = 2 * (n_modes + 3) * size * low * (low + size)
+    blocks = np.ceil(n_sources / np.ceil(n_sources / BLOCKS))
+    upper = (n_sources * n_modes) ** 2 * (1 + 1 / blocks) / 2
     operations = bytes_ = 0.0
     for group, pixels in _by_pixels(stack):
-        a = pixels[0] * unknowns
-        operations += len(group) * n_bands * (a * unknowns + n_sources * render)
-        bytes_ += len(group) * n_bands * 4 * a * (1 + (n_sources + 1) / 2)
+        operations += (
+            len(group) * n_bands * (2 * pixels[0] * upper + n_sources * render)
+        )
+        # Columns are written once, and read once by every block.
+        a = 4 * pixels[0] * n_sources * n_modes
+        bytes_ += len(group) * n_bands * a * (1 + (blocks + 1) / 2)
     return operations, bytes_
 
 

@@ -234,13 +234,60 @@ class Renderer(eqx.Module):
         band-limited, and the whole part moves pixels.
         """
         lead = transform.ndim - kernel.ndim
-        transform = transform * kernel.reshape((1,) * lead + kernel.shape)
+        product = transform * kernel.reshape((1,) * lead + kernel.shape)
+        return self._render_product(product, center, pixels)
+
+    def see(
+        self,
+        transform: Complex[Array, "*batch column low halflow"],
+        kernel: Complex[Array, "low halflow"],
+    ) -> Array:
+        """Many stamps as a band of the observation sees them, at no place yet: for `render_columns`.
+
+        It depends on the PSF and the grid, not on where the source is: computed once for all
+        sources of all blends that have these.
+
+        Returns:
+            Where rows and columns are those of the model, the convolved stamps on `n_low` x `n_low`
+            points of their FFT grid, `(*batch, y, x, column)`, real; else their transforms,
+            `(*batch, low, halflow, column)`.
+        """
+        product = transform * kernel.reshape((1,) * (transform.ndim - 2) + kernel.shape)
+        return (
+            self._sample(product) if self.separable else jnp.moveaxis(product, -3, -1)
+        )
+
+    def render_columns(
+        self, seen: Array, center: Float[Array, " 2"], pixels: Int[Array, " pixel"]
+    ) -> Float[Array, "pixel column"]:
+        """Image of many stamps at one centre, as `render_pixels` transposed.
+
+        Where rows and columns are those of the model, the shift is a real matrix along either
+        axis, exact for what is band-limited: no FFT, half the operations of Fourier sums, and
+        pixels are picked as rows of memory.
+
+        Args:
+            seen: From `see`, without batch.
+            center: Model pixel (y, x).
+            pixels: Numbers of pixels, row by row.
+        """
+        if not self.separable:
+            return self._render_product(jnp.moveaxis(seen, -1, 0), center, pixels).T
+        return self._shift(seen, center)[pixels]
+
+    def _render_product(
+        self,
+        product: Complex[Array, "*batch low halflow"],
+        center: Float[Array, " 2"],
+        pixels: Int[Array, " pixel"],
+    ) -> Float[Array, "*batch pixel"]:
+        """`render_pixels` of transforms that have been multiplied by the kernel."""
         if self.separable and not self.same_grid:
-            flat = transform.reshape(-1, *transform.shape[-2:])
-            values = self._sum_onto_axes(flat, center)[pixels]
-            return values.T.reshape(*transform.shape[:-2], len(pixels))
+            flat = product.reshape(-1, *product.shape[-2:])
+            values = self._shift(self._sample(flat), center)[pixels]
+            return values.T.reshape(*product.shape[:-2], len(pixels))
         if not self.same_grid:
-            image = self._interpolate(transform, center)
+            image = self._interpolate(product, center)
             return image.reshape(*image.shape[:-2], -1)[..., pixels]
         m, width = self.n_stamp, self.shape[1]
         at = self.observed_center(center)
@@ -249,8 +296,8 @@ class Renderer(eqx.Module):
         # The patch is centred on pixel m // 2 instead of 0.
         y, x = at - whole + m // 2
         phase = jnp.exp(-1j * (ky * y + kx * x))
-        phase = phase.reshape((1,) * (transform.ndim - 2) + phase.shape)
-        patch = jnp.fft.irfft2(transform * phase, s=(m, m))
+        phase = phase.reshape((1,) * (product.ndim - 2) + phase.shape)
+        patch = jnp.fft.irfft2(product * phase, s=(m, m))
         row = pixels // width - whole[0].astype(pixels.dtype) + m // 2
         column = pixels % width - whole[1].astype(pixels.dtype) + m // 2
         inside = (row >= 0) & (row < m) & (column >= 0) & (column < m)
@@ -261,52 +308,49 @@ class Renderer(eqx.Module):
             (1,) * (values.ndim - 1) + (-1,)
         )
 
-    def render_columns(
-        self,
-        transform: Complex[Array, "column low halflow"],
-        kernel: Complex[Array, "low halflow"],
-        center: Float[Array, " 2"],
-        pixels: Int[Array, " pixel"],
-    ) -> Float[Array, "pixel column"]:
-        """As `render_pixels` transposed, for many stamps at one centre.
+    def _sample(
+        self, product: Complex[Array, "*batch column low halflow"]
+    ) -> Float[Array, "*batch low low column"]:
+        """Convolved stamps on as many points of their period as there are frequencies."""
+        n = self.n_low
+        scale = (n / self.n_stamp) ** 2 * self.pixel_area()
+        image = jnp.fft.irfft2(product, s=(n, n)) * scale
+        return jnp.moveaxis(image, -3, -1)
 
-        Where rows and columns are those of the model, the inverse transform is two real matrix
-        products straight onto them, which hold the whole shift: no FFT, and pixels are
-        picked as rows of memory. Faster on a CPU than FFT and gather.
-        """
-        if not self.separable:
-            return self.render_pixels(transform, kernel, center, pixels).T
-        return self._sum_onto_axes(transform * kernel[None], center)[pixels]
-
-    def _sum_onto_axes(
-        self,
-        transform: Complex[Array, "column low halflow"],
-        center: Float[Array, " 2"],
+    def _shift(
+        self, image: Float[Array, "low low column"], center: Float[Array, " 2"]
     ) -> Float[Array, "pixel column"]:
-        """Fourier sums onto all pixels, row by row, for rows and columns of the model."""
-        m, dtype = self.n_low, self.psf_sigma.dtype
-        ky, kx = self.stamp_axes()
-        y, x = self.model_axes(center)
-        # A patch ends where its periodic copy begins.
-        inside_y = (jnp.abs(y) < self.n_stamp / 2).astype(dtype)[:, None]
-        inside_x = (jnp.abs(x) < self.n_stamp / 2).astype(dtype)[None, :]
-        angle_y, angle_x = y[:, None] * ky[None, :], kx[:, None] * x[None, :]
-        weight = inside_x * (self.half_plane() * self.pixel_area())[:, None]
-        cos_x, sin_x = jnp.cos(angle_x) * weight, jnp.sin(angle_x) * weight
-        right = jnp.concatenate(
-            [
-                jnp.concatenate([cos_x, sin_x], axis=1),
-                jnp.concatenate([-sin_x, cos_x], axis=1),
-            ]
-        )
-        left = jnp.concatenate([jnp.cos(angle_y), -jnp.sin(angle_y)], axis=1) * inside_y
-        parts = jnp.concatenate([transform.real, transform.imag], axis=-1)
+        """What `_sample` gives at all pixels, row by row, for a source at `center`."""
+        n, columns = self.n_low, image.shape[-1]
+        to_rows, to_columns = map(self._interpolator, self.model_axes(center))
         exact = jax.lax.Precision.HIGHEST
-        rows = jnp.matmul(parts, right, precision=exact)  # (column, m, real|imag of x)
-        rows = rows.reshape(*rows.shape[:2], 2, self.shape[1])
-        rows = rows.transpose(2, 1, 3, 0).reshape(2 * m, -1)
-        values = jnp.matmul(left, rows, precision=exact)
-        return values.reshape(-1, transform.shape[0])
+        if columns == 1:  # products of matrices and vectors would be slow
+            rows = jnp.matmul(to_rows, image[..., 0], precision=exact)
+            return jnp.matmul(rows, to_columns.T, precision=exact).reshape(-1, 1)
+        rows = jnp.matmul(to_rows, image.reshape(n, -1), precision=exact)
+        rows = rows.reshape(-1, n, columns)
+        values = jnp.matmul(to_columns[None], rows, precision=exact)
+        return values.reshape(-1, columns)
+
+    def _interpolator(self, at: Float[Array, " pixel"]) -> Float[Array, "pixel low"]:
+        """Trigonometric interpolation from the points of `_sample` to places `at` [model pixel].
+
+        Zero where the next periodic copy begins.
+        """
+        n, dtype = self.n_low, at.dtype
+        order = np.arange(n // 2 + 1)
+        weight = np.where((order > 0) & (order < n // 2), 2.0, 1.0) / n
+        node = 2 * np.pi * (np.outer(order, np.arange(n)) % n) / n
+        angle = at[:, None] * (2 * np.pi * order / self.n_stamp).astype(dtype)[None]
+        inside = (jnp.abs(at) < self.n_stamp / 2).astype(dtype)
+        waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+        points = (
+            np.concatenate([np.cos(node), np.sin(node)]) * np.tile(weight, 2)[:, None]
+        )
+        exact = jax.lax.Precision.HIGHEST
+        return inside[:, None] * jnp.matmul(
+            waves, points.astype(dtype), precision=exact
+        )
 
     def _interpolate(
         self,

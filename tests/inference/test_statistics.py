@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from blendem.blend import Blend
+from blendem.inference import batch, statistics
 from blendem.inference.statistics import (
     STAR_SPREAD,
     Settings,
@@ -218,3 +219,43 @@ def test_data_under_the_mask_do_not_matter(solved):
     )
     np.testing.assert_allclose(again.H, result.H, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(again.b, result.b, rtol=1e-9, atol=1e-9)
+
+
+def test_many_sources_come_in_blocks(solved, monkeypatch):
+    blend, _, settings, result, transforms = solved
+    monkeypatch.setattr(statistics, "BLOCKS", 3)  # of 2, 1 and 1 sources
+    again = eqx.filter_jit(lambda *given: compute_statistics(*given))(
+        blend, transforms, N_BANDS, SIGMA, settings
+    )
+    for name in ("H", "b", "r2"):
+        one, other = np.asarray(getattr(again, name)), np.asarray(getattr(result, name))
+        np.testing.assert_allclose(
+            one, other, rtol=1e-9, atol=1e-9 * np.abs(other).max()
+        )
+
+
+def test_blends_with_one_psf_share_what_they_see(monkeypatch):
+    """Three blends have one PSF, two another; those of a batch with their own share nothing."""
+    blends = [make_blend(np.random.default_rng(i)) for i in range(5)]
+    wide = jnp.stack([jnp.asarray(gaussian(11, 2.2)), jnp.asarray(gaussian(11, 2.3))])
+    for i in (1, 4):
+        blends[i] = eqx.tree_at(lambda b: b.observations[0].psf, blends[i], wide)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *blends)
+    basis, settings = make_basis(), Settings(0, STAMP, iterations=0)
+    seen = []
+    one = batch._see
+    monkeypatch.setattr(batch, "_see", lambda *given: seen.append(0) or one(*given))
+    shared = batch.statistics_of(stacked, basis, settings, 1)
+    assert len(seen) == 2
+    monkeypatch.setattr(
+        batch, "_by_psf", lambda stack: [np.array([i]) for i in range(5)]
+    )
+    alone = batch.statistics_of(stacked, basis, settings, 1)
+    assert len(seen) == 2
+    for name in ("H", "b", "r2", "scale"):
+        # What is seen is in single precision, here in another order of operations.
+        size = 1e-6 * np.abs(alone[name]).max()
+        np.testing.assert_allclose(shared[name], alone[name], rtol=0, atol=size)
+    # The order is that of the stack, and the PSF matters.
+    differ = np.abs(shared["H"] - shared["H"][:1]).max(axis=(1, 2))
+    assert np.argsort(differ)[-2:].tolist() in ([1, 4], [4, 1])

@@ -1,5 +1,6 @@
 """Running one program over many blends: batch after batch, flat memory."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from blendem.inference.statistics import (
     Settings,
     compute_statistics,
     render_sources,
+    see_basis,
     transform_basis,
 )
 from blendem.prior.gaussian import Basis
@@ -78,10 +80,10 @@ def transforms_of(stack: Blend, basis: Basis) -> tuple[BasisTransforms, ...]:
 
 
 @eqx.filter_jit
-def _statistics(blends, amplitudes, transforms, psf_sigma, n_bands, settings):
+def _statistics(blends, amplitudes, transforms, seen, psf_sigma, n_bands, settings):
     def one(blend, amplitudes):
         return compute_statistics(
-            blend, transforms, n_bands, psf_sigma, settings, amplitudes
+            blend, transforms, n_bands, psf_sigma, settings, amplitudes, seen
         )
 
     return jax.vmap(one)(blends, amplitudes)
@@ -120,6 +122,23 @@ def _pixels(parts: np.ndarray, totals: list[int]) -> tuple[int, ...]:
     )
 
 
+@eqx.filter_jit
+def _see(blend, transforms, psf_sigma, stamp):
+    return tuple(
+        see_basis(transform, Renderer.of(observation, stamp, psf_sigma))
+        for transform, observation in zip(transforms, blend.observations, strict=True)
+    )
+
+
+def _by_psf(stack: Blend) -> list[np.ndarray]:
+    """Numbers of the blends of a stack that have the same PSFs on the same grids."""
+    alike = defaultdict(list)
+    seen_by = [x for o in stack.observations for x in (o.psf, o.jacobian)]
+    for i, arrays in enumerate(zip(*map(np.asarray, seen_by), strict=True)):
+        alike[b"".join(array.tobytes() for array in arrays)].append(i)
+    return [np.array(group) for group in alike.values()]
+
+
 def statistics_of(
     stack: Blend,
     basis: Basis,
@@ -130,7 +149,8 @@ def statistics_of(
     """`compute_statistics` of stacked blends: one compilation, flat memory.
 
     Amplitudes are fitted unless they are given, with a leading axis for the blends. A CPU gets one
-    blend at a time whatever `batch` says: it is as fast, and none fills up a batch.
+    blend at a time whatever `batch` says: it is as fast, and none fills up a batch. What an
+    observation shows of the basis is computed once for all blends with its PSF.
     Returns the fields of `Statistics`, each with the stack's leading axis.
     """
     transforms = transforms_of(stack, basis)
@@ -139,16 +159,28 @@ def statistics_of(
     batch = 1 if jax.default_backend() == "cpu" else batch
     order, parts = [], []
     for index, pixels in _by_pixels(stack):
-        chosen = settings._replace(pixels=pixels, stamp=stamp)
-
-        def program(blends, amplitudes, chosen=chosen):
-            return _statistics(
-                blends, amplitudes, transforms, psf_sigma, len(basis.bands), chosen
-            )
-
         some, given = jax.tree.map(lambda leaf, i=index: leaf[i], (stack, amplitudes))
-        parts.append(run_batches(program, some, batch, given))
-        order.append(index)
+        chosen = settings._replace(pixels=pixels, stamp=stamp)
+        groups, seen = _by_psf(some), None
+        shared = len(index) > batch * len(groups)
+        for group in groups if shared else [np.arange(len(index))]:
+            mine = jax.tree.map(lambda leaf, i=group: leaf[i], (some, given))
+            if shared:
+                seen = _see(first_of(mine[0]), transforms, psf_sigma, stamp)
+
+            def program(blends, amplitudes, chosen=chosen, seen=seen):
+                return _statistics(
+                    blends,
+                    amplitudes,
+                    transforms,
+                    seen,
+                    psf_sigma,
+                    len(basis.bands),
+                    chosen,
+                )
+
+            parts.append(run_batches(program, mine[0], batch, mine[1]))
+            order.append(index[group])
     back = np.argsort(np.concatenate(order))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
     return joined._asdict()

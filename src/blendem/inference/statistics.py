@@ -25,13 +25,14 @@ from blendem.inference.amplitude import (
 from blendem.noise import whiten_rows
 from blendem.prior.gaussian import Basis
 from blendem.prior.magnify import LargeStamps
-from blendem.psf import crop_frequencies, gaussian_transform
+from blendem.psf import crop_frequencies
 from blendem.renderer import Renderer
 
 # Standard deviation of a star's flux in units of its amplitude, per band, about the
 # amplitude of the reference band: wide enough for any colour (3 is a factor of 10 at 3 sd).
 STAR_SPREAD = 3.0
 
+BLOCKS = 8  # of sources at most, whose products are written out
 WRITTEN_OUT = 4  # sources of a blend up to which a loop over them is written out
 
 
@@ -154,6 +155,7 @@ def compute_statistics(
     psf_sigma: Float[Array, ""],
     settings: Settings,
     amplitudes: Amplitudes | None = None,
+    seen: Sequence[Array] | None = None,
 ) -> Statistics:
     """Amplitudes, centres and sufficient statistics of one blend.
 
@@ -164,6 +166,8 @@ def compute_statistics(
         psf_sigma: Sigma of the model PSF [model pixel].
         settings: Static choices.
         amplitudes: Take these, with their centres, instead of fitting them.
+        seen: `see_basis` of each observation, if it has been computed: it is the same for all
+            blends with the same PSF.
     """
     renderers = [Renderer.of(o, settings.stamp, psf_sigma) for o in blend.observations]
     if amplitudes is None:
@@ -202,6 +206,7 @@ def compute_statistics(
             n_sky,
             first,
             (pixels, counts),
+            None if seen is None else seen[number],
         )
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         first += len(observation.band_index)
@@ -224,17 +229,33 @@ def compute_statistics(
     )
 
 
+def see_basis(transform: BasisTransforms, renderer: Renderer) -> Array:
+    """What an observation shows of a basis, at no place yet: `Renderer.see` of every band.
+
+    The columns are modes, mean, extended and compact template.
+    """
+    return jax.vmap(renderer.see)(_columns_of(transform), renderer.kernel)
+
+
+def _columns_of(transform: BasisTransforms) -> Array:
+    """Transforms of all that a source may be made of, `(band, *zoom, column, m, half)`."""
+    templates = jnp.moveaxis(jnp.asarray(transform.templates), -3, 0)
+    mean = jnp.asarray(transform.mean)[..., None, :, :]
+    return jnp.concatenate([jnp.asarray(transform.modes), mean, templates], axis=-3)
+
+
 def n_offset_unknowns(n_observations: int, settings: Settings) -> int:
     """Number of unknowns that are astrometric offsets; they are the last ones."""
     return 2 * (n_observations - 1) if settings.offset_sigma > 0 else 0
 
 
 def _accumulate(
-    blend, number, renderer, transform, amplitudes, settings, n_sky, first, chosen
+    blend, number, renderer, transform, amplitudes, settings, n_sky, first, chosen, seen
 ):
     """Sums over the bands of one observation, band after band to bound memory.
 
-    `chosen` holds the numbers of the pixels that enter, and whether each one counts.
+    `chosen` holds the numbers of the pixels that enter, and whether each one counts. What is not
+    `seen` yet is, one band after the other.
     """
     pixels, counts = chosen
     observation = blend.observations[number]
@@ -244,8 +265,6 @@ def _accumulate(
     n_modes, n_sources = transform.modes.shape[-3], len(blend.present)
     scale = jnp.where(blend.present, amplitudes.scale, 0.0)
     centers = amplitudes.centers
-    ky, kx = renderer.stamp_frequencies()
-    point = gaussian_transform(ky, kx, renderer.psf_sigma).astype(renderer.kernel.dtype)
     weight = observation.weight
     count = jnp.sum(weight > 0, axis=(-2, -1))
     noise = jnp.sqrt(count / jnp.maximum(jnp.sum(weight, axis=(-2, -1)), 1e-30))
@@ -261,9 +280,7 @@ def _accumulate(
 
     def band_terms(carry, inputs):
         (
-            modes,
-            mean,
-            templates,
+            stamps,
             kernel,
             image,
             variance,
@@ -272,19 +289,26 @@ def _accumulate(
             sky_sd,
             white,
         ) = inputs
+        if seen is None:
+            stamps = renderer.see(stamps, kernel)
+        image, variance = image.ravel()[pixels], variance.ravel()[pixels]
+        masked = jnp.isinf(variance) | ~counts
+        variance = jnp.where(masked, 1.0, variance)
+        root = jnp.where(masked, 0.0, 1 / jnp.sqrt(variance))
+
+        def weigh(values):
+            values = values * root[:, None]
+            if white is None:
+                return values
+            return whiten_rows(values, pixels, counts, *white)
 
         def columns(k):
             center, s, is_star = centers[k], scale[k], blend.is_star[k]
             flux = flux_here[k]
-            own_modes, own_mean, own_templates = modes, mean, templates
-            if blend.zoom is not None:
-                own_modes, own_mean, own_templates = (
-                    x[blend.zoom[k]] for x in (modes, mean, templates)
-                )
-            # Modes, then the point source and the mean, all at this centre.
-            stamps = jnp.concatenate([own_modes, point[None], own_mean[None]])
-            images = renderer.render_columns(stamps, kernel, center, pixels)
-            galaxy, psf, average = images[:, :-2], images[:, -2], images[:, -1]
+            own_columns = stamps if blend.zoom is None else stamps[blend.zoom[k]]
+            images = renderer.render_columns(own_columns, center, pixels)
+            # The compact template is a point source.
+            galaxy, average, psf = images[:, :n_modes], images[:, -3], images[:, -1]
             slot = (jnp.arange(n_modes) == model_band).astype(dtype) * STAR_SPREAD
             cols = jnp.where(is_star, slot[None] * psf[:, None], galaxy) * s
             prior_mean = s * jnp.where(is_star, psf, average)
@@ -294,93 +318,79 @@ def _accumulate(
                 cols = jnp.where(is_variable[k], own, cols)
                 prior_mean = jnp.where(is_variable[k], 0.0, prior_mean)
 
+            mixed = own_columns[..., -2:] @ flux[:, model_band]
+
             def shifted(c):
-                weight = flux[:, model_band, None, None]
-                mixed = jnp.sum(own_templates * weight, axis=0)
-                return renderer.render_columns(mixed[None], kernel, c, pixels)[:, 0]
+                return renderer.render_columns(mixed[..., None], c, pixels)[:, 0]
 
             unit = jnp.eye(2, dtype=dtype)
             slopes = jnp.stack(
                 [jax.jvp(shifted, (center,), (unit[axis],))[1] for axis in (0, 1)],
                 axis=-1,
             )
-            return cols, prior_mean, slopes
+            return weigh(cols), prior_mean, slopes
 
         # One source after the other: as one batch the products are twice as slow on a CPU. A loop
         # of XLA is up to 13 % slower than one that is written out for few sources, no slower for
         # many, and compiles in less time and memory, which counts with several observations.
         if len(blend.observations) > 1 or n_sources > WRITTEN_OUT:
-            terms = jax.lax.map(columns, jnp.arange(n_sources))
-            cols, prior_mean, slopes = (jnp.moveaxis(t, 0, 1) for t in terms)
+            cols, prior_mean, slopes = jax.lax.map(columns, jnp.arange(n_sources))
         else:
             each = [columns(k) for k in range(n_sources)]
-            cols, prior_mean, slopes = (
-                jnp.stack(t, axis=1) for t in zip(*each, strict=True)
-            )
-        blocks = [cols.reshape(len(pixels), -1)]
+            cols, prior_mean, slopes = (list(t) for t in zip(*each, strict=True))
+            prior_mean, slopes = jnp.stack(prior_mean), jnp.stack(slopes)
+        slopes = jnp.moveaxis(slopes, 0, 1)
+        others = []
         if settings.centroid_sigma > 0:
             own = slopes * (settings.centroid_sigma * blend.present)[None, :, None]
-            blocks.append(own.reshape(len(pixels), -1))
+            others.append(own.reshape(len(pixels), -1))
         if n_sky:
             slot = (jnp.arange(n_sky) == position).astype(dtype) * sky_sd
-            blocks.append(jnp.broadcast_to(slot[None], (len(pixels), n_sky)))
-        mean_image = jnp.sum(prior_mean, axis=1)
+            others.append(jnp.broadcast_to(slot[None], (len(pixels), n_sky)))
+        mean_image = jnp.sum(prior_mean, axis=0)
         if n_offsets:
             whole = jnp.sum(slopes * blend.present[None, :, None], axis=1)
             # Linear about `offsets`, with the prior about 0.
             mean_image = mean_image - whole @ amplitudes.offsets[number]
             mine = (jnp.arange(n_offsets // 2) == number - 1).astype(dtype)
             slot = settings.offset_sigma * mine[None, :, None] * whole[:, None]
-            blocks.append(slot.reshape(len(pixels), -1))
-        A = jnp.concatenate(blocks, axis=1)
-        image, variance = image.ravel()[pixels], variance.ravel()[pixels]
-        masked = jnp.isinf(variance) | ~counts
-        root = jnp.where(masked, 0.0, 1 / jnp.sqrt(jnp.where(masked, 1.0, variance)))
-        A = A * root[:, None]
-        r = (image - mean_image) * root
-        if white is not None:
-            both = jnp.concatenate([A, r[:, None]], axis=1)
-            both = whiten_rows(both, pixels, counts, *white)
-            A, r = both[:, :-1], both[:, -1]
-        log_norm = jnp.sum(
-            jnp.where(
-                masked, 0.0, jnp.log(2 * jnp.pi * jnp.where(masked, 1.0, variance))
-            )
-        )
+            others.append(slot.reshape(len(pixels), -1))
+        # Sources in a few blocks, then all other unknowns and the residual as one more.
+        blocks = [
+            jnp.concatenate([cols[k] for k in block], axis=1)
+            if len(block) > 1
+            else cols[block[0]]
+            for block in parts
+        ]
+        residual = (image - mean_image)[:, None]
+        blocks.append(weigh(jnp.concatenate([*others, residual], axis=1)))
+        log_norm = jnp.sum(jnp.where(masked, 0.0, jnp.log(2 * jnp.pi * variance)))
         if white is not None:
             gain = jnp.where(masked, 1.0, white[1].ravel()[pixels])
             log_norm = log_norm - 2 * jnp.sum(jnp.log(gain))
-        H, b, r2, total, n_data = carry
-        # H is symmetric: two blocks of rows spare a quarter of the product. More and narrower ones
-        # spare more of it and take longer.
-        half = A.shape[1] // 2
-        for rows, first_column in ((slice(0, half), 0), (slice(half, None), half)):
-            product = A[:, rows].T @ A[:, first_column:]
-            H = H.at[rows, first_column:].add(product)
+        products, total, n_data = carry
+        # The matrix is symmetric: its upper blocks are enough.
+        products = [
+            product + blocks[i].T @ blocks[j]
+            for product, (i, j) in zip(products, upper, strict=True)
+        ]
         return (
-            H,
-            b + A.T @ r,
-            r2 + r @ r,
+            products,
             total + log_norm,
             n_data + jnp.sum(~masked).astype(dtype),
         ), None
 
-    n_unknown = n_sources * n_modes + n_sky
-    n_unknown += 2 * n_sources if settings.centroid_sigma > 0 else 0
-    n_unknown += n_offsets
+    n_others = n_sky + n_offsets + (2 * n_sources if settings.centroid_sigma > 0 else 0)
+    parts = [
+        list(part) for part in np.array_split(np.arange(n_sources), BLOCKS) if len(part)
+    ]
+    widths = [n_modes * len(part) for part in parts] + [n_others + 1]
+    upper = [(i, j) for i in range(len(widths)) for j in range(i, len(widths))]
     zero = jnp.zeros((), dtype)
-    carry = (
-        jnp.zeros((n_unknown, n_unknown), dtype),
-        jnp.zeros((n_unknown,), dtype),
-        zero,
-        zero,
-        zero,
-    )
+    carry = ([jnp.zeros((widths[i], widths[j]), dtype) for i, j in upper], zero, zero)
     n_bands = len(observation.band_index)
     inputs = (
-        transform.modes,
-        transform.mean,
-        jnp.moveaxis(transform.templates, -3, 0),
+        _columns_of(transform) if seen is None else seen,
         renderer.kernel,
         observation.image,
         observation.variance,
@@ -389,8 +399,20 @@ def _accumulate(
         sky_scale,
         None if whitening.weights is None else (whitening.weights, whitening.gain),
     )
-    carry, _ = jax.lax.scan(band_terms, carry, inputs)
-    return carry, sky_scale
+    (products, log_norm, n_data), _ = jax.lax.scan(band_terms, carry, inputs)
+    whole = {pair: product for pair, product in zip(upper, products, strict=True)}
+    matrix = jnp.block(
+        [
+            [
+                whole[i, j] if i <= j else jnp.zeros((widths[i], widths[j]), dtype)
+                for j in range(len(widths))
+            ]
+            for i in range(len(widths))
+        ]
+    )
+    # The last column belongs to the residual.
+    H, b, r2 = matrix[:-1, :-1], matrix[:-1, -1], matrix[-1, -1]
+    return (H, b, r2, log_norm, n_data), sky_scale
 
 
 def render_sources(
