@@ -123,12 +123,15 @@ real-tiers: real
 		--configfile config/hsc_cosmos_start.yaml
 	$(BIN)/python benchmarks/real_tiers.py results/hsc_cosmos results/hsc_cosmos_start
 
+# Files of tests side by side: what one of them has compiled stays in its process.
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Pytest ends with 5 where no test is marked slow.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow || [ $$? -eq 5 ]
+	$(PYTEST) -m slow || [ $$? -eq 5 ]
 
 validate: $(STAMP)
 	$(BIN)/python benchmarks/validate_gaussian.py

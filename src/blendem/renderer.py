@@ -3,7 +3,7 @@
 Closed-form profiles are multiplied by the PSF on the observation's own Fourier grid, so
 that shifts, scales and rotations are exact. Free pixels (stamps) take the difference
 kernel: on a shared grid by a phase, on one that is turned by band-limited interpolation, and where
-only the scale differs by Fourier sums straight onto rows and columns. Frequencies that an
+only the scale differs by trigonometric interpolation straight onto rows and columns. Frequencies that an
 observation does not hold are left out from the start.
 """
 
