@@ -1,9 +1,5 @@
 """The comparison of methods: known residuals, failures, definitions, errors."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,23 +9,7 @@ from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.measure.shapes import measure_shapes
 from blendem.prior.gaussian import Basis, GaussianPrior
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BANDS, SIDE = ("g", "i"), 33
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script of benchmarks/ by name, with its neighbours in reach."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 def gaussian(center, axes, shape):

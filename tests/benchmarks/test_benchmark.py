@@ -1,10 +1,7 @@
 """The parts of `make benchmark`: matching, counted failures, metrics with known values, the page."""
 
 import argparse
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,23 +9,7 @@ import pytest
 
 from blendem.measure.shapes import measure_shapes
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BANDS, SIDE, SCALE = ("g", "i"), 33, 0.2
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script of benchmarks/ by name, with its neighbours in reach."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 def point(center, shape, sigma=2.0):

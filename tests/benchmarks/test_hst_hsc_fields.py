@@ -1,9 +1,5 @@
 """The real pair of HST and HSC as a field: noise, sources, zero points, and the files that come out."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,20 +8,13 @@ from blendem.io.table import read_fields_table
 from blendem.noise import draw_noise
 from blendem.survey.population import draw_galaxies, total_flux
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RHO = np.array([[0.2, 0.45, 0.2], [0.45, 1.0, 0.45], [0.2, 0.45, 0.2]])
 
 
 @pytest.fixture
-def pair(monkeypatch):
+def pair(load):
     """The script as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    path = BENCHMARKS / "hst_hsc_fields.py"
-    spec = importlib.util.spec_from_file_location("hst_hsc_fields", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "hst_hsc_fields", module)
-    spec.loader.exec_module(module)
-    return module
+    return load("hst_hsc_fields")
 
 
 def gaussian(side, center, sigma):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "collect.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "collect.py"
 
 
 def collect(*paths):
