@@ -60,6 +60,7 @@ SAMPLER_COLUMNS = (
 )
 OBSERVATION_COLUMNS = ("field", "number", "observation", "instrument", "band")
 OBSERVATION_COLUMNS += BandScores._fields
+SHAPES_AT_ONCE = 64  # galaxies whose draws are kept as images
 STD_DRAWS = 16  # draws rendered for the deviation of observed images
 
 
@@ -125,15 +126,17 @@ def main(
         order = [basis.bands.index(b) for b in observed.bands]
         most = int(sources["zoom"][chosen].max(initial=0))
         side = magnified_side(basis.mean.shape[-1], most)
+        wide = _observed_side(data, side)
+        known = np.array([rendered["mean"][k] is not None for k in chosen], bool)
         write_models(
             path_models,
             sources=table["id", "x", "y", "blend", "magnification"],
             bands=basis.bands,
-            model_mean=fit_side(sources["mean"][chosen], side),
-            model_std=fit_side(sources["std"][chosen], side),
-            observed_mean=rendered["mean"][chosen],
-            observed_std=rendered["std"][chosen],
-            corner=rendered["corner"][chosen],
+            model_mean=_on_one_side(sources["mean"], chosen, side, basis),
+            model_std=_on_one_side(sources["std"], chosen, side, basis),
+            observed_mean=_on_one_side(rendered["mean"], chosen, wide, basis),
+            observed_std=_on_one_side(rendered["std"], chosen, wide, basis),
+            corner=np.where(known[:, None], rendered["middle"][chosen] - wide // 2, 0),
             meta=meta,
             unit=observed.unit,
             image=_in_bands(observed.image, order, len(basis.bands)),
@@ -209,6 +212,27 @@ def _in_bands(planes, order, n, fill=0.0):
     return out
 
 
+def _on_one_side(
+    images: list[np.ndarray | None], chosen: np.ndarray, side: int, basis: Basis
+) -> np.ndarray:
+    """Images of the chosen sources, centred on stamps of one side; NaN where there is none."""
+    out = np.full((len(chosen), len(basis.mean), side, side), np.nan, np.float32)
+    for i, k in enumerate(chosen):
+        if images[k] is not None:
+            out[i] = fit_side(images[k], side)
+    return out
+
+
+def _observed_side(data: BlendSet, stamp: int) -> int:
+    """Side of the window that holds what an observation sees of a stamp; odd [pixel]."""
+    scales = [
+        np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
+        for stack in data.stacks
+    ]
+    side = 2 * int(np.ceil(stamp / min(scales, default=1.0) / 2 - 0.5)) + 1
+    return side + OBSERVED_MARGIN
+
+
 def _light_curves(
     data: BlendSet, planes: dict[str, list[Exposure]], stats: dict, post: dict
 ) -> dict[int, LightCurve]:
@@ -242,15 +266,18 @@ def _measure(
     n, n_bands = len(data.sources["id"]), len(basis.mean)
     zoom = data.zoom
     kinds = kinds_of(basis, zoom)
-    # All stamps have the side of the largest; what is not magnified is zero outside.
-    stamp = kinds[-1].mean.shape[-1]
     draws = post["z"].shape[0]
     reference = basis.bands.index(infer.reference_band)
     is_star = data.sources["type"] != "galaxy"
-    mean = np.full((n, n_bands, stamp, stamp), np.nan, np.float32)
-    std, scale = mean.copy(), np.full(n, np.nan)
+    # Every image has the side of its own kind.
+    mean, std, scale = [None] * n, [None] * n, np.full(n, np.nan)
+    total = np.full((n, n_bands), np.nan)
     flux = np.full((draws, n, n_bands), np.nan)
-    shape_draws = [[] for _ in kinds]
+    pixel_scale = float(basis.pixel_scale)
+    shapes = shape_columns(
+        np.full((n, 1, 1, 1), np.nan, np.float32), is_star, pixel_scale
+    )
+    waiting = [[] for _ in kinds]
     center = np.full((n, 2), np.nan)
     moved = np.zeros(n, bool)
     seen = np.zeros((n, n_bands), bool)
@@ -278,10 +305,14 @@ def _measure(
             post["z"][:, k],
             reference,
         )
-        mean[k], std[k] = fit_side(images.mean, stamp), fit_side(images.std, stamp)
+        mean[k], std[k] = images.mean.astype(np.float32), images.std.astype(np.float32)
+        total[k] = mean[k].sum((-2, -1), dtype=float)
         flux[:, k] = images.flux
         if seen[k, reference]:
-            shape_draws[zoom[k]].append((k, images.reference))
+            waiting[zoom[k]].append((k, images.reference))
+            if len(waiting[zoom[k]]) == SHAPES_AT_ONCE:
+                _add_shapes(shapes, waiting[zoom[k]], is_star, pixel_scale)
+                waiting[zoom[k]].clear()
         center[k] = (
             group["centers"][index, slot] + infer.centroid_sigma * post["shift"][k]
         )
@@ -290,8 +321,9 @@ def _measure(
         moved[k] = infer.recentre and (
             np.abs(group["centers"][index, slot] - start).max() > 0.99 * bound
         )
+    for group in filter(None, waiting):
+        _add_shapes(shapes, group, is_star, pixel_scale)
     names = data.sources["field"]
-    pixel_scale = float(basis.pixel_scale)
     magzero = np.array([data.fields[name]["magzero"] for name in names])
     columns = {
         key: data.sources[key].copy() for key in ("id", "x", "y", "ra", "dec", "type")
@@ -300,11 +332,10 @@ def _measure(
     # Of a band without data the draws say what the prior expects, which is no measurement.
     columns |= photometry_columns(
         np.where(seen, flux, np.nan),
-        np.where(seen, mean.sum((-2, -1), dtype=float), np.nan),
+        np.where(seen, total, np.nan),
         basis.bands,
         magzero,
     )
-    shapes = _shapes(shape_draws, is_star, pixel_scale)
     flags = data.sources["flags"].astype(int)
     no_shape = shapes.pop("no_shape") | (~is_star & ~seen[:, reference])
     flags[no_shape & np.isfinite(scale)] |= SourceFlag.NO_SHAPE
@@ -327,20 +358,17 @@ def _measure(
     }
 
 
-def _shapes(
-    draws: list[list], is_star: np.ndarray, pixel_scale: float
-) -> dict[str, np.ndarray]:
-    """Columns of shapes from rows and their draws, apart for each side of the stamps."""
-    columns = shape_columns(
-        np.full((len(is_star), 1, 1, 1), np.nan, np.float32), is_star, pixel_scale
-    )
-    for group in filter(None, draws):
-        rows = np.array([k for k, _ in group])
-        images = np.stack([one for _, one in group])
-        found = shape_columns(images, is_star[rows], pixel_scale)
-        for name, values in found.items():
-            columns[name][rows] = values
-    return columns
+def _add_shapes(
+    columns: dict[str, np.ndarray],
+    draws: list[tuple[int, np.ndarray]],
+    is_star: np.ndarray,
+    pixel_scale: float,
+) -> None:
+    """Fill in the shapes of a few sources: rows, and images of their draws on stamps of one side."""
+    rows = np.array([k for k, _ in draws])
+    images = np.stack([one for _, one in draws])
+    for name, values in shape_columns(images, is_star[rows], pixel_scale).items():
+        columns[name][rows] = values
 
 
 def _render(
@@ -350,18 +378,12 @@ def _render(
     every observation does."""
     n, n_bands = len(data.sources["id"]), len(basis.mean)
     zoom, kinds = sources["zoom"], sources["kinds"]
-    scales = [
-        np.sqrt(abs(np.linalg.det(stack.observations[0].jacobian))).max()
-        for stack in data.stacks
-    ]
-    # Stamps are model pixels, images are observed ones; odd.
-    stamp = kinds[-1].mean.shape[-1]
-    side = 2 * int(np.ceil(stamp / min(scales, default=1.0) / 2 - 0.5)) + 1
-    side += OBSERVED_MARGIN
+    # Stamps are model pixels, images are observed ones.
+    sides = [_observed_side(data, kind.mean.shape[-1]) for kind in kinds]
     out = {
-        "mean": np.full((n, n_bands, side, side), np.nan, np.float32),
-        "std": np.full((n, n_bands, side, side), np.nan, np.float32),
-        "corner": np.zeros((n, 2), int),
+        "mean": [None] * n,
+        "std": [None] * n,
+        "middle": np.zeros((n, 2), int),  # pixel in the middle of these
         "total": [None] * len(data.blends["field"]),
         "observed": [None] * len(data.blends["field"]),
     }
@@ -374,10 +396,17 @@ def _render(
         centers = np.asarray(stack.centers).copy()
         stamp = kinds[largest_zoom(stack)].mean.shape[-1]
 
+        used = np.concatenate(members)
+
         def place(values, members=members, padded=padded, stamp=stamp):
+            """Images of the sources of the stack, one after the other, blend by blend."""
             images = np.zeros((len(members), padded, n_bands, stamp, stamp), np.float32)
+            first = 0
             for i, m in enumerate(members):
-                images[i, : len(m)] = np.nan_to_num(fit_side(values[m], stamp))
+                for j in range(len(m)):
+                    if values[first + j] is not None:
+                        images[i, j] = fit_side(values[first + j], stamp)
+                first += len(m)
             return images
 
         for i, m in enumerate(members):
@@ -388,7 +417,7 @@ def _render(
             )
         sigma = float(basis.psf_sigma)
         point = point_image(stamp, sigma)
-        average, images = place(sources["mean"]), []
+        average, images = place([sources["mean"][k] for k in used]), []
         apart = _apart(stack, post["offset"][rows])
         for observation, alone in enumerate(apart):
             _shine(average, members, sources, stack, observation, point)
@@ -397,13 +426,11 @@ def _render(
         # Two passes over the draws would need them all: running sums do not.
         total, square = np.zeros_like(image), np.zeros_like(image)
         for z in draws:
-            delta = np.zeros((n, n_bands, stamp, stamp), np.float32)
-            used = np.concatenate(members)
             step = np.nan_to_num(z[used] - post["mean"][used]).astype(np.float32)
-            delta[used] = decode_modes(kinds, zoom[used], step, stamp)
             amplitude = np.nan_to_num(sources["scale"][used]).astype(np.float32)
-            delta[used] *= amplitude[:, None, None, None]
-            delta[sources["is_star"]] = 0.0  # their deviation follows from the flux
+            amplitude[sources["is_star"][used]] = 0.0  # follows from the flux
+            delta = decode_modes(kinds, zoom[used], step, stamp)
+            delta *= amplitude[:, None, None, None]
             seen = render_of(apart[0], place(delta), centers, sigma, batch)[0]
             total += seen
             square += seen**2
@@ -423,6 +450,7 @@ def _render(
             first = data.blend(row).observations[0]
             for j, k in enumerate(m):
                 at = np.asarray(first.to_observed(centers[i, j]))
+                side = sides[zoom[k]]
                 low = np.round(at).astype(int) - side // 2
                 std = deviation[i, j]
                 if sources["is_star"][k]:
@@ -431,10 +459,10 @@ def _render(
                         image[i, j]
                         * (error / np.where(value == 0, 1, value))[:, None, None]
                     )
-                out["mean"][k], out["std"][k] = 0.0, 0.0
-                out["mean"][k][bands] = _window(image[i, j], low, side)
-                out["std"][k][bands] = _window(std, low, side)
-                out["corner"][k] = corner + low
+                for name, seen in (("mean", image[i, j]), ("std", std)):
+                    out[name][k] = np.zeros((n_bands, side, side), np.float32)
+                    out[name][k][bands] = _window(seen, low, side)
+                out["middle"][k] = corner + low + side // 2
     return out
 
 
