@@ -17,6 +17,7 @@ digraph snakemake_dag {
 \t4[label = "em_maximization", color = "0.18 0.6 0.85", style="rounded"];
 \t5[label = "tile_sim_000\\nfield: a", color = "0.18 0.6 0.85", style="rounded"];
 \t1 -> 0
+\t1 -> 2
 \t2 -> 0
 \t3 -> 4
 \t4 -> 3

@@ -40,7 +40,8 @@ def parse_rule_graph(dot: str, each: Iterable[str] = ()) -> igraph.Graph:
         raise ValueError("no rule in what `snakemake --rulegraph dot` printed")
     names = list(dict.fromkeys(rules.values()))
     number = {node: names.index(rule) for node, rule in rules.items()}
-    edges = sorted({(number[a], number[b]) for a, b in EDGE.findall(dot)})
+    edges = {(number[a], number[b]) for a, b in EDGE.findall(dot)}
+    edges = sorted((a, b) for a, b in edges if a != b)
     graph = igraph.Graph(n=len(names), edges=edges, directed=True)
     graph.vs["name"] = names
     back = set(graph.feedback_arc_set())
