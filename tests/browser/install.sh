@@ -1,7 +1,7 @@
 #!/bin/sh
 # Chromium and its driver by apt, where they are missing: root on Debian or Ubuntu.
 set -eu
-if command -v chromium chromedriver >/dev/null; then exit; fi
+if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then exit; fi
 if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
 	echo "error: no chromium and chromedriver; install both (installing them here needs apt and root)" >&2
 	exit 1

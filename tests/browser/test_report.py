@@ -70,7 +70,7 @@ def test_a_report_opens_in_chromium_without_problems(chromium, tmp_path):
             "console: ",
         ),
         (lambda: report().replace('id="chi2"', 'id="x"'), "link #chi2 leads nowhere"),
-        (lambda: report().replace("<tbody>", "<tbody hidden>")[:0], "no title"),
+        (lambda: "", "no title"),
     ],
     ids=["picture", "caption", "script", "anchor", "empty"],
 )

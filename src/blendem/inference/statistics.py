@@ -400,7 +400,7 @@ def _accumulate(
         None if whitening.weights is None else (whitening.weights, whitening.gain),
     )
     (products, log_norm, n_data), _ = jax.lax.scan(band_terms, carry, inputs)
-    whole = {pair: product for pair, product in zip(upper, products, strict=True)}
+    whole = dict(zip(upper, products, strict=True))
     matrix = jnp.block(
         [
             [
