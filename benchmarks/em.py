@@ -27,6 +27,7 @@ GOALS = {
     "log_score": 0.90,
     "flux_residual_blended": 0.95,
 }
+BOOTSTRAP = 2000
 ALSO = ("open_variance", "sliced_wasserstein", "two_sample_chi2", "energy_outside")
 
 
@@ -35,6 +36,61 @@ def read_laps(run: Path) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
     laps = pd.read_csv(run / "em" / "laps.csv")
     watch = run / "em" / "watch"
     return laps, [pd.read_csv(watch / f"{n:02d}_blends.csv") for n in laps["lap"]]
+
+
+def read_galaxies(run: Path, lap: int) -> pd.DataFrame:
+    """Errors of the posteriors of the galaxies that watched a lap."""
+    return pd.read_csv(run / "em" / "watch" / f"{lap:02d}_sources.csv")
+
+
+def report_pairs(report: Report, label: str, repair: Path, oracle: Path) -> None:
+    """Errors of what compares flux residuals and coverage: blends drawn again, the same of all priors."""
+    laps, _ = read_laps(repair)
+    last = int(laps["lap"].iloc[-1])
+    tables = {
+        "start": read_galaxies(repair, 0),
+        "end": read_galaxies(repair, last),
+        "oracle": read_galaxies(oracle, 0),
+    }
+    keys = ["blend", "id"]
+    common = set.intersection(
+        *({*zip(*(t[k] for k in keys), strict=True)} for t in tables.values())
+    )
+    tables = {
+        name: t.set_index(keys).loc[sorted(common)].reset_index()
+        for name, t in tables.items()
+    }
+    blends = tables["end"]["blend"].to_numpy()
+    names, number = np.unique(blends, return_inverse=True)
+    blendedness = tables["end"].filter(like="blendedness_").iloc[:, 0].to_numpy()
+    ratio = {n: t.filter(like="flux_residual_").to_numpy() for n, t in tables.items()}
+    inside = {n: t.filter(like="flux_within68_").to_numpy() for n, t in tables.items()}
+    good = np.isfinite(np.stack([*ratio.values()])).all(axis=(0, 2))
+    blended = good & (blendedness > 0.2)
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), BOOTSTRAP)
+    weights = np.concatenate([np.ones((1, len(names))), counts])[:, number]
+
+    def means(values: dict, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Weighted means: as measured, then of every bootstrap sample."""
+        w = weights[:, rows]
+        return {n: w @ v[rows].mean(axis=1) / w.sum(axis=1) for n, v in values.items()}
+
+    residual = means({n: np.abs(v) for n, v in ratio.items()}, blended)
+    closed = residual["start"] - residual["end"]
+    closed = closed / (residual["start"] - residual["oracle"])
+    cover = means(inside, good)
+    for name, values, n in (
+        ("part of the gap closed, flux_residual_blended", closed, blended.sum()),
+        (
+            "flux_residual_blended, end minus oracle",
+            residual["end"] - residual["oracle"],
+            blended.sum(),
+        ),
+        ("68 % coverage, end minus oracle", cover["end"] - cover["oracle"], good.sum()),
+    ):
+        report.say(f"{label}: {name}, same galaxies", values[0], n=n)
+        report.say(f"{label}: {name}, error by bootstrap of blends", values[1:].std())
 
 
 def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> None:
@@ -64,6 +120,7 @@ def report_repair(report: Report, label: str, repair: Path, oracle: Path) -> Non
         n=last["sources"],
         expected="-0.02 to 0.02",
     )
+    report_pairs(report, label, repair, oracle)
     steps = (("E", "expectation_seconds"), ("M", "maximization_seconds"))
     for name, column in steps:  # of the laps that were watched
         seconds = laps[column].dropna()

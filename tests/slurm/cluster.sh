@@ -24,7 +24,11 @@ fail() {
 install() {
   command -v apt-get >/dev/null || fail "no apt-get: install slurm-wlm and munge by hand"
   [ "$(id -u)" = 0 ] || fail "installing Slurm needs root"
-  if command -v slurmctld slurmd munged sbatch >/dev/null; then return; fi
+  local program missing=
+  for program in slurmctld slurmd munged sbatch; do # `command -v a b` is content with one of them
+    command -v "$program" >/dev/null || missing=yes
+  done
+  if [ -z "$missing" ]; then return; fi
   # The packages would start services of their own.
   local policy=/usr/sbin/policy-rc.d made=
   if [ ! -e $policy ]; then

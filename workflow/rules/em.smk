@@ -147,6 +147,8 @@ else:
         output:
             lap=f"{OUT}/em/watch/{{lap}}.csv",
             blends=f"{OUT}/em/watch/{{lap}}_blends.csv",
+            # Galaxies whose truth is known.
+            **({"sources": f"{OUT}/em/watch/{{lap}}_sources.csv"} if SIMULATED else {}),
         log:
             f"{OUT}/logs/em_watch/{{lap}}.log",
         benchmark:

@@ -1,7 +1,6 @@
 """How good the prior of one lap is, on blends that EM never sees."""
 
 import logging
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from blendem.measure.em import (
     denoising_loss,
     open_directions,
     posterior_scores,
+    posterior_table,
     prior_variance,
     sliced_wasserstein,
 )
@@ -58,13 +58,14 @@ def main(
     truths: list[Path],
     prior: Path,
     output: tuple[Path, Path],
+    sources: Path | None,
     lap: int,
     steps: int,
     reference_band: str,
     amplitude_jitter: float,
     seed: int,
 ) -> None:
-    """One row of the lap, and one of every blend for paired differences between laps."""
+    """One row of the lap, and one of every blend (source) for paired differences between laps."""
     model, card = read_prior(prior)
     truth = {path.stem: read_truth(path) for path in truths}
     watched = _read_watched(blends, statistics, split)
@@ -110,10 +111,13 @@ def main(
             model, open_directions(_information(model, watched))
         ),
     }
-    if truths:
-        numbers |= _against_truth(
+    if sources:
+        distances, galaxies = _against_truth(
             model, watched, whole, truth, reference_band, amplitude_jitter, seed
         )
+        numbers |= distances
+        with atomic_path(sources) as temporary:
+            galaxies.to_csv(temporary, index=False)
     LOG.info("%s", numbers)
     for path, frame in zip(output, (pd.DataFrame([numbers]), table), strict=True):
         with atomic_path(path) as temporary:
@@ -196,10 +200,10 @@ def _information(model: LatentPrior, watched: dict) -> np.ndarray:
 
 def _against_truth(
     model, watched, whole, truth, band, amplitude_jitter, seed
-) -> dict[str, float]:
-    """Denoising loss, distance of draws of the prior, errors of posteriors."""
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Denoising loss, distance of draws of the prior, errors of posteriors; these by galaxy."""
     basis, d = model.basis, len(model.mean)
-    images, amplitude, blendedness, z = [], [], [], []
+    images, amplitude, who, z = [], [], [], []
     for name, one in watched.items():
         if name not in whole:
             continue
@@ -207,9 +211,8 @@ def _against_truth(
         rows = known.rows(one["ids"])
         galaxy = np.flatnonzero(~np.asarray(one["all"].is_star, bool))
         images.append(known.images[rows][galaxy])
-        blendedness.append(
-            known.table[f"blendedness_{band}"].to_numpy(float)[rows][galaxy]
-        )
+        columns = ["id", f"blendedness_{band}"]
+        who.append(known.table[columns].iloc[rows].iloc[galaxy].assign(blend=name))
         amplitude.append(one["all"].log_amplitude[galaxy])
         w = whole[name].w[:, : len(one["ids"]) * d].reshape(DRAWS, -1, d)
         z.append(w[:, galaxy].astype(np.float32))
@@ -218,9 +221,9 @@ def _against_truth(
     scale = np.exp(amplitude)  # simulated images are in the unit of `MAGZERO`
     draws = posterior_quantities(basis, scale, z, band)
     true = truth_quantities(images, basis.bands, float(basis.pixel_scale), band)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN shapes
-        scores = posterior_scores(true, draws, np.concatenate(blendedness))
+    table = posterior_table(true, draws)
+    galaxies = pd.concat(who, ignore_index=True)
+    scores = posterior_scores(table, galaxies[f"blendedness_{band}"])
     # Galaxies as EM should learn them: relative to the amplitudes of the catalog.
     known = np.asarray(basis.encode(images / scale[:, None, None, None]), float)
     rng = stage_rng(seed, "em_watch/truth")
@@ -248,7 +251,7 @@ def _against_truth(
     key = stage_key(seed, "em_watch/truth")
     n = model.n_modes
     prior_draws = np.asarray(mixture.sample(len(e), key=key), float)
-    return {
+    distances = {
         **scores,
         **denoising_loss(mixture, e, n, key=key),
         "sliced_wasserstein": sliced_wasserstein(
@@ -259,6 +262,7 @@ def _against_truth(
         ),
         "energy_outside": _outside(basis, images / scale[:, None, None, None], known),
     }
+    return distances, pd.concat([galaxies, table], axis=1)
 
 
 def _two_samples(draws, true, rng) -> float:
@@ -288,6 +292,7 @@ if "snakemake" in globals():
         [Path(path) for path in given.truths],
         Path(given.prior),
         (Path(snakemake.output.lap), Path(snakemake.output.blends)),
+        Path(snakemake.output.sources) if given.truths else None,
         params.lap,
         params.steps,
         params.reference_band,

@@ -1,10 +1,12 @@
 """What to watch while EM improves a prior: distances to the truth, and what data leave open."""
 
+import warnings
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import scipy.spatial
 import scipy.stats
 from jaxtyping import Float, PRNGKeyArray
@@ -16,6 +18,7 @@ from blendem.prior.mixture import MixturePrior
 LEVELS = (0.05, 0.1, 0.3, 1.0, 3.0)  # noise of the denoising loss
 PROJECTIONS = 256
 OPEN = 8  # directions that the data constrain least
+BLENDED = 0.2  # blendedness above which a source counts as blended
 ROWS = 2048  # galaxies denoised at once
 
 
@@ -130,31 +133,58 @@ def prior_variance(
     return float(np.mean(weights @ (within + away**2)))
 
 
-def posterior_scores(
+def posterior_table(
     truth: Mapping[str, Float[np.ndarray, " source"]],
     draws: Mapping[str, Float[np.ndarray, "draw source"]],
-    blendedness: Float[np.ndarray, " source"],
-) -> dict[str, float]:
-    """Flux residuals, coverage and shape errors of posteriors of known galaxies."""
-    fluxes = [name for name in truth if name.startswith("flux_")]
-    ratio = np.stack([draws[f].mean(axis=0) / truth[f] - 1 for f in fluxes])
-    inside = []
-    for name in fluxes:
+) -> pd.DataFrame:
+    """Errors of posteriors of known galaxies, a row each.
+
+    Returns:
+        True flux `flux_<b>`; `flux_residual_<b>`, relative, of the posterior mean; `flux_within68_<b>`,
+        whether the central 68 % interval holds the truth; errors `size_residual` (relative), `e1_error`, `e2_error`.
+    """
+    out = {}
+    for name in (name for name in truth if name.startswith("flux_")):
+        band = name.removeprefix("flux_")
         low, high = np.quantile(draws[name], (0.16, 0.84), axis=0)
-        inside.append((truth[name] > low) & (truth[name] < high))
-    inside, good = np.stack(inside), np.isfinite(ratio).all(axis=0)
-    blended = good & (blendedness > 0.2)
+        out[f"flux_{band}"] = truth[name]
+        out[f"flux_residual_{band}"] = draws[name].mean(axis=0) / truth[name] - 1
+        out[f"flux_within68_{band}"] = (truth[name] > low) & (truth[name] < high)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # shapes that no draw has
+        mean = {name: np.nanmean(draws[name], axis=0) for name in ("size", "e1", "e2")}
+    out["size_residual"] = mean["size"] / truth["size"] - 1
+    for name in ("e1", "e2"):
+        out[f"{name}_error"] = mean[name] - truth[name]
+    return pd.DataFrame(out)
+
+
+def posterior_scores(
+    table: pd.DataFrame, blendedness: Float[np.ndarray, " source"]
+) -> dict[str, float]:
+    """Flux residuals, coverage and shape errors, from the rows of `posterior_table`."""
+    ratio = table.filter(like="flux_residual_").to_numpy(float)
+    inside = table.filter(like="flux_within68_").to_numpy(bool)
+    good = np.isfinite(ratio).all(axis=1)
+    blended = good & (np.asarray(blendedness) > BLENDED)
     out = {
         "sources": int(good.sum()),
-        "flux_residual_blended": float(np.abs(ratio[:, blended]).mean()),
-        "flux_residual_other": float(np.abs(ratio[:, good & ~blended]).mean()),
-        "flux_bias": float(np.median(ratio[:, good])),
-        "flux_within68": float(inside[:, good].mean()),
+        "flux_residual_blended": _mean(np.abs(ratio[blended])),
+        "flux_residual_other": _mean(np.abs(ratio[good & ~blended])),
+        "flux_bias": float(np.median(ratio[good])),
+        "flux_within68": _mean(inside[good]),
     }
-    for name in ("size", "e1", "e2"):
-        error = np.nanmean(draws[name], axis=0) - truth[name]
-        if name == "size":
-            error = error / truth[name]
+    for name, column in (
+        ("size", "size_residual"),
+        ("e1", "e1_error"),
+        ("e2", "e2_error"),
+    ):
+        error = table[column].to_numpy(float)
         out[f"{name}_bias"] = float(np.nanmedian(error))
         out[f"{name}_error"] = float(np.sqrt(np.nanmean(error**2)))
     return out
+
+
+def _mean(values: np.ndarray) -> float:
+    """Nothing has no mean, and that is no reason to warn."""
+    return float(values.mean()) if values.size else np.nan
