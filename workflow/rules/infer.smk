@@ -124,6 +124,9 @@ for number in range(CHUNKS):
             f"measure_{number}"
         input:
             code=modules(
+                "assemble/blends",
+                "assemble/observed",
+                "assemble/sources",
                 "measure/sources",
                 "measure/shapes",
                 "measure/photometry",

@@ -73,6 +73,10 @@ class BlendSet:
         where = (self.blends["stack"][row], self.blends["index"][row])
         return (*map(int, where), int(self.sources["slot"][source]))
 
+    def corner(self, row: int | np.integer) -> np.ndarray:
+        """Pixel (y, x) of the first image of its field where the cut-out of a blend begins."""
+        return np.array([self.blends["corner_y"][row], self.blends["corner_x"][row]])
+
     def mosaic(
         self,
         field: str,
