@@ -168,7 +168,7 @@ def observe(
 
 
 def _star_flux(
-    sources: Measured, k: int, stack: Blend, observation: int
+    sources: Measured, k: int | np.integer, stack: Blend, observation: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean flux of a star in the bands of an observation, and its error."""
     if k in sources.curves:
