@@ -30,7 +30,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
 .DELETE_ON_ERROR:
 # Snakemake locks the folder: one run at a time.
 .NOTPARALLEL:
-.PHONY: browser benchmark benchmark-hsc benchmark-shallow benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-report paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
+.PHONY: browser benchmark benchmark-hsc benchmark-shallow benchmark-lsst benchmark-lsst-sim benchmark-throughput benchmark-report paper paper-smoke field field-scaling slurm multi real-pair benchmark-joint calibration-peers priors em-calibration calibration em em-oracle em-repair em-starts em-seeds em-contaminated em-other-basis em-real help install demo smoke real real-gaussian real-tiers test test-slow validate lint format lock clean distclean benchmark-hsc35 benchmark-large benchmark-mixture benchmark-speed
 
 help:
 	@echo 'demo       install what is needed into .venv, then simulate, infer and draw: results/quickstart/'
@@ -48,7 +48,7 @@ help:
 	@echo '           BENCHMARK_SPEED=100 BENCHMARK_SPEED_PEER=20: an hour'
 	@echo 'em         what EM repairs: simulated blends, a wrong first prior, hours: results/em/'
 	@echo 'em-repair  the part of it that starts from wrong and right simulations: an hour; the others are'
-	@echo '           em-starts, em-seeds and em-contaminated'
+	@echo '           em-starts, em-seeds, em-contaminated and em-other-basis'
 	@echo 'em-calibration  the checks of calibration with the prior that em refined'
 	@echo 'em-real    EM on real HSC blends and HST stamps of BLENDEM_DATA: results/em_real/'
 	@echo 'multi      HST beside HSC, correlated noise, offsets, dust: an hour, results/multi/'
@@ -158,7 +158,7 @@ calibration: $(STAMP)
 EM_PARTS := checked.json fields truth blends statistics em/split prior/basis.eqx
 EM_SEEDS := 22 23
 
-em: em-repair em-starts em-seeds em-contaminated
+em: em-repair em-starts em-seeds em-contaminated em-other-basis
 	$(BIN)/python benchmarks/em.py
 
 em-oracle: $(STAMP)
@@ -191,6 +191,15 @@ em-contaminated: em-oracle
 	$(SNAKEMAKE) results/em_contaminated/em/laps.csv --configfile config/em_contaminated.yaml
 	$(SNAKEMAKE) results/em_contaminated_sky/em/laps.csv --configfile config/em_contaminated.yaml \
 	  --config run=em_contaminated_sky 'infer={sky: flat}'
+
+# The repair in another basis: of true galaxies instead of the broad population, twice as many modes.
+em-other-basis: em-repair
+	$(SNAKEMAKE) results/em_basis_true/prior/basis.eqx --configfile config/em_basis.yaml \
+	  --config run=em_basis_true 'stamps={population: realistic}' 'prior={modes: 256}'
+	benchmarks/share_run.sh results/em_oracle results/em_other_basis checked.json fields truth
+	$(SNAKEMAKE) results/em_other_basis/em/laps.csv --rerun-triggers mtime params \
+	  --configfile config/em_repair.yaml --config run=em_other_basis \
+	  'prior={basis: results/em_basis_true/prior/basis.eqx, modes: 256}'
 
 # The checks of `make calibration` with the prior that `make em` refined.
 em-calibration: em-repair

@@ -4,9 +4,9 @@
 
 Reads `em/laps.csv` of the runs `em_oracle` (prior of the true galaxies), `em_repair` (a wrong start),
 `em_map` and `em_gaussian` (starts from the blends alone), `em_idempotence`, `em_oracle_<seed>` and
-`em_repair_<seed>`, `em_clean`, `em_contaminated` and `em_contaminated_sky`, says which are missing,
-and writes `results/em/summary.json`, a list of records with `name`, `value`, `unit`, `n`,
-`expected` and `command`.
+`em_repair_<seed>`, `em_other_basis`, `em_clean`, `em_contaminated` and `em_contaminated_sky`, says
+which are missing, and writes `results/em/summary.json`, a list of records with `name`, `value`,
+`unit`, `n`, `expected` and `command`.
 """
 
 import argparse
@@ -181,6 +181,31 @@ def report_start(report: Report, name: str, run: Path, repair: Path, oracle: Pat
         )
 
 
+def report_basis(report: Report, other: Path, repair: Path, oracle: Path) -> None:
+    """Whether another basis ends at the same place; losses belong to a basis and are left out."""
+    goal = pd.read_csv(oracle / "em" / "laps.csv").iloc[0]
+    laps, scores = read_laps(repair)
+    first, last = laps.iloc[0], laps.iloc[-1]
+    others, other_scores = read_laps(other)
+    end = others.iloc[-1]
+    report_steps(report, "other basis", others)
+    for column in ("log_score", "flux_residual_blended", "flux_within68"):
+        report.say(f"other basis: {column}, last lap", end[column], n=end["watched"])
+        report.say(
+            f"other basis: difference to repair, part of the gap, {column}",
+            (end[column] - last[column]) / (first[column] - goal[column]),
+            n=end["watched"],
+            expected="-0.1 to 0.1",
+        )
+    pair = scores[-1].merge(other_scores[-1], on="blend")
+    gain = (pair["log_score_y"] - pair["log_score_x"]).dropna()
+    error = gain.std() / len(gain) ** 0.5
+    name = "other basis: gain in log score per blend over repair"
+    report.say(name, gain.mean(), "nat", len(gain), f"within its error, {error:.2f}")
+    for run, row in (("repair", last), ("other basis", end)):
+        report.say(f"{run}: energy outside", row["energy_outside"], n=row["watched"])
+
+
 def report_contamination(report: Report, name: str, run: Path) -> None:
     """What light without a catalog entry does to a right prior."""
     laps, _ = read_laps(run)
@@ -215,6 +240,8 @@ def main(results: Path, seeds: list[int], out: Path) -> None:
     for name in ("map", "gaussian"):
         if found(results / f"em_{name}", repair, oracle):
             report_start(report, name, results / f"em_{name}", repair, oracle)
+    if found(results / "em_other_basis", repair, oracle):
+        report_basis(report, results / "em_other_basis", repair, oracle)
     for name in ("clean", "contaminated", "contaminated_sky"):
         if found(results / f"em_{name}"):
             report_contamination(report, name, results / f"em_{name}")
