@@ -36,7 +36,7 @@ def parts(wcs):
         "psf": np.stack([psf / psf.sum()] * 3).astype(np.float32),
         "bands": ("g", "r", "i"),
         "magzero": 27.0,
-        "unit": "nJy",
+        "unit": "ct",
         "wcs": wcs,
         "catalog": Table(
             {

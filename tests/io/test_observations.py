@@ -37,7 +37,7 @@ def test_fits_round_trip(observation, parts):
     assert (observed.bands, observed.magzero, observed.unit) == (
         ("g", "r", "i"),
         27,
-        "nJy",
+        "ct",
     )
     masked = np.isinf(parts["variance"])
     np.testing.assert_array_equal(observed.variance, parts["variance"])

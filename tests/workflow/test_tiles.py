@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from tests.psfex import write_psfex
 
 from blendem.blend import Bucket
 from blendem.config import BlendsConfig, DetectConfig, TilesConfig
 from blendem.io.fields import FieldRow, InputError, read_observation, write_field
-from blendem.io.gather import gather_catalog, write_mosaic
+from blendem.io.gather import gather_catalog, place_tile, write_mosaic
 from blendem.io.products import read_models, write_catalog, write_images
 from blendem.io.regions import write_regions
 from blendem.rng import stage_rng
@@ -65,6 +66,49 @@ def tiled(field, script, tmp_path_factory):
         META,
     )
     return folder / "patch.fits", paths
+
+
+def test_a_cut_out_with_groups_keeps_both(field, script, tmp_path):
+    """Groups that a user gives are the blends, and PSFEx knows the whole exposure."""
+    seen = read_observation(field)
+    whole = (600, 700)  # of the exposure, in which the cut-out begins at (300, 400)
+    psf = tuple(write_psfex(tmp_path / f"{b}.psf", whole) for b in seen.bands)
+    groups = np.zeros(SHAPE, int)
+    groups[60:110, 70:200], groups[150:170, 20:40] = 7, 3
+    catalog = Table({"id": [1, 2, 3], "x": [75.0, 190.0, 30.0], "y": [80.0, 90, 160]})
+    catalog["group"], catalog["split"] = [7, 7, 3], [0, 0, 1]
+    path = tmp_path / "cut.fits"
+    write_field(
+        path,
+        image=seen.image,
+        variance=seen.variance,
+        psf=seen.psf,
+        bands=seen.bands,
+        magzero=seen.magzero,
+        wcs=seen.wcs,
+        catalog=catalog,
+        segmentation=groups,
+        cards={"TILE_Y": 300, "TILE_X": 400},
+    )
+    row = FieldRow("cut", "hsc_deep", path, psf=psf)
+    blends, tiles = BlendsConfig(buckets=BUCKETS), TilesConfig(size=SIZE)
+    grid = tile_grid(SHAPE, SIZE, tiles.margin(blends))
+    paths = [tmp_path / f"cut.{tile.name}.fits" for tile in grid]
+    detect = DetectConfig(max_sources=4)
+    out = tmp_path / "sources.fits"
+    script("tile_field").main(row, out, paths, tiles, blends, detect, META)
+    table = read_models(out)["IDS"]
+    assert table["group"].tolist() == [7, 7, 3] and table["split"].tolist() == [0, 0, 1]
+    assert table["tile"][0] == table["tile"][1] != table["tile"][2]
+    for tile, part in zip(grid, paths, strict=True):
+        y0, _, x0, _ = tile.window
+        assert place_tile(part).corner == (y0, x0)
+        again = read_observation(FieldRow(part.stem, "hsc_deep", part, psf=psf))
+        assert again.psf_model.origin == (300 + y0, 400 + x0)
+        inside = groups[
+            tile.window[0] : tile.window[1], tile.window[2] : tile.window[3]
+        ]
+        np.testing.assert_array_equal(again.segmentation, inside)
 
 
 def cuts_of(row: FieldRow, catalog, footprints=None):

@@ -33,9 +33,6 @@ from blendem.survey.instruments import INSTRUMENTS
 from blendem.survey.psf_model import at_pixels, nyquist_amplitude
 
 LOG = logging.getLogger(__name__)
-DEFAULT_SCALE = (
-    0.168  # of an unknown instrument without WCS and frame.pixel_scale [arcsec]: HSC
-)
 # Transform of a PSF image at its Nyquist frequency above which it is refused. In the scene of
 # tests/survey/test_oversampled.py 0.08 (pixels of 0.04 arcsec) adds 0.01 to chi2 per pixel and
 # 0.28 (0.05 arcsec) adds 0.8, with peaks of 170 and 230 sigma.
@@ -287,8 +284,14 @@ def _with_noise(
 def _scale(observed: ObservedField, frame: FrameConfig) -> float:
     """Side of a pixel [arcsec]; that of the model where neither WCS nor instrument tell."""
     known = INSTRUMENTS.get(observed.instrument)
-    fallback = known.pixel_scale if known else frame.pixel_scale or DEFAULT_SCALE
-    return pixel_scale_of(observed.wcs, fallback)
+    fallback = known.pixel_scale if known else frame.pixel_scale
+    if observed.wcs is None and fallback is None:
+        raise InputError(
+            f"{observed.path} (field {observed.field}): no WCS, and instrument"
+            f" {observed.instrument!r} is not a known one: the side of a pixel is unknown; add a"
+            " WCS, or set frame.pixel_scale [arcsec]"
+        )
+    return pixel_scale_of(observed.wcs, fallback or np.nan)
 
 
 def _detect(observed: ObservedField, config: DetectConfig) -> Table:

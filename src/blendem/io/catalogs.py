@@ -78,6 +78,13 @@ def clean_catalog(
     ids = catalog[columns["id"]]
     if ids.dtype.kind not in "iu" and len(ids):
         raise InputError(f"{name}: column id must hold integers, got {ids.dtype}")
+    if np.ma.getmaskarray(np.ma.asarray(ids)).any():
+        raise InputError(f"{name}: column id has empty rows; number all sources")
+    if len(ids) and ids.dtype.kind == "u" and ids.max() > np.iinfo(np.int64).max:
+        raise InputError(
+            f"{name}: column id holds {ids.max()}, more than a signed 64-bit number can; number"
+            " the sources anew"
+        )
     pixel, sky = {"x", "y"} <= columns.keys(), {"ra", "dec"} <= columns.keys()
     if not pixel and not sky:
         raise InputError(

@@ -157,6 +157,15 @@ def check_segmentation(
         )
 
 
+def check_groups(group: Float[np.ndarray, " source"], name: str) -> Iterator[str]:
+    """Whether every source has a group."""
+    if not np.all((group >= 1) & (group == np.round(group))):
+        yield (
+            f"{name}: column group must hold whole numbers from 1 on, those of its pixels in HDU"
+            " SEGMENT; 0 is no group: give such a source a number of its own"
+        )
+
+
 def centroid(psf: Float[np.ndarray, "height width"]) -> tuple[float, float]:
     """Offset (y, x) [pixel] of the core of a PSF image from its central pixel."""
     core = np.where(psf >= PSF_CORE * psf.max(), psf, 0.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from astropy import units
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -16,6 +17,7 @@ from blendem.io.catalogs import check_epochs, clean_catalog, read_catalog
 from blendem.io.checks import (
     check_catalog,
     check_correlation,
+    check_groups,
     check_pixels,
     check_psf,
     check_segmentation,
@@ -45,6 +47,7 @@ __all__ = [
     "write_field",
 ]
 
+ZERO_POINT_ERROR = 0.01  # most between zero point and unit of the pixels [mag]
 STRIP = 2048**2  # a larger image is read in strips of as many pixels
 
 
@@ -108,7 +111,7 @@ def read_observation(
     raw = read_raw(row.path, with_psf=not row.psf, window=window)
     where = f"{row.path} (field {row.field})"
     part = window is not None or raw.segmentation is not None
-    bands, magzero, problems = _settle(row, raw.bands, raw.magzero, len(raw.image))
+    bands, magzero, problems = _settle(row, raw)
     problems += check_shapes(raw.image, raw.variance, raw.psf, bands, raw.names)
     if problems:
         raise input_error(where, problems)
@@ -164,7 +167,7 @@ def read_observation(
     )
 
 
-def read_sources(row: FieldRow) -> Table | None:
+def read_sources(row: FieldRow, columns: Sequence[str] = ()) -> Table | None:
     """Catalog of an observation as `read_observation` has it, without its pixels.
 
     Raises:
@@ -172,7 +175,9 @@ def read_sources(row: FieldRow) -> Table | None:
     """
     shape = image_shape(row.path)
     raw = read_raw(row.path, with_psf=False, window=(0, 1, 0, 1))
-    catalog, problems = _sources(row, raw, shape, ())
+    if raw.segmentation is not None:
+        columns = (*columns, *GROUP_COLUMNS)
+    catalog, problems = _sources(row, raw, shape, columns)
     if problems:
         raise input_error(f"{row.path} (field {row.field})", problems)
     return catalog
@@ -192,6 +197,8 @@ def _sources(
             catalog = clean_catalog(catalog, raw.wcs, name, columns)
             if len(catalog) or raw.segmentation is None:  # a tile may hold nothing
                 problems += check_catalog(catalog, shape, raw.wcs, name)
+            if raw.segmentation is not None:
+                problems += check_groups(np.asarray(catalog["group"]), name)
             unknown = sorted(set(row.stars) - set(catalog["id"].tolist()))
             if unknown:
                 problems.append(f"column stars: no source of {name} has id {unknown}")
@@ -223,13 +230,13 @@ def validate_fields(
         fields.setdefault(row.field, []).append(row)
     problems, notes, observed = [], [], {}
     for name, group in fields.items():
-        found, observed[name] = _check_field(group)
-        problems += found
+        found, observed[name], known = _check_field(group)
+        problems, notes = problems + found, notes + known
     # Bands of a file that cannot be read are not known.
     complete = all(len(observed[name]) == len(fields[name]) for name in fields)
     if model is not None and complete:
-        found, notes = compare_bands(observed, model)
-        problems += found
+        found, known = compare_bands(observed, model)
+        problems, notes = problems + found, notes + known
     if problems:
         where = f"{len(rows)} observations" if rows is table else str(table)
         raise input_error(where, problems)
@@ -238,18 +245,24 @@ def validate_fields(
 
 def _check_field(
     rows: Sequence[FieldRow],
-) -> tuple[list[str], list[tuple[Path, tuple[str, ...]]]]:
-    """Problems of the observations of a field; file and bands of those without."""
-    problems, has_wcs, bands, first = [], {}, [], None
+) -> tuple[list[str], list[tuple[Path, tuple[str, ...]]], list[str]]:
+    """Problems of the observations of a field; file and bands of those without; notes."""
+    problems, has_wcs, bands, first, notes = [], {}, [], None, []
     for number, row in enumerate(rows):
         try:
-            observed = _check_observation(row)
+            observed, hidden = _check_observation(row)
         except InputError as error:
             problems.append(str(error))
             continue
         has_wcs[row.path] = observed.wcs is not None
         bands.append((row.path, observed.bands))
         first = first or (observed if number == 0 else None)
+        if number == 0 and 2 * hidden.sum() > len(hidden):
+            notes.append(
+                f"{row.path} (field {row.field}): {hidden.sum()} of {len(hidden)} sources lie on"
+                " pixels that are masked in all bands; does the mask hold flags that do not spoil"
+                " a pixel, such as DETECTED? Cards MP_* name its bits (docs/formats.md)"
+            )
     if first is not None and first.catalog is not None:
         name = f"{row.catalog or first.path} (field {row.field})"
         problems += check_epochs(first.catalog, epochs_of(rows), name)
@@ -259,19 +272,21 @@ def _check_field(
             f"{without} (field {row.field}): no WCS, but another observation of the field has"
             " one; give every observation of a field a WCS, or none"
         )
-    return problems, bands
+    return problems, bands, notes
 
 
-def _check_observation(row: FieldRow) -> ObservedField:
+def _check_observation(row: FieldRow) -> tuple[ObservedField, Bool[np.ndarray, " n"]]:
     """An observation that has been read as a whole; a large one strip by strip, of which the first
-    is returned, with all sources."""
+    is returned, with all sources. Also which of these lie on masked pixels."""
     shape = image_shape(row.path)
     if shape is None or shape[0] * shape[1] <= STRIP:
-        return read_observation(row)
-    first, seen = None, False
+        observed = read_observation(row)
+        return observed, _hidden(observed.catalog, observed.variance, 0)
+    first, seen, hidden, catalog = None, False, False, read_sources(row)
     for y0, y1 in strips(shape, STRIP):
         observed = read_observation(row, window=(y0, y1, 0, shape[1]))
         seen = seen | np.isfinite(observed.variance).any(axis=(1, 2))
+        hidden = hidden | _hidden(catalog, observed.variance, y0)
         first = first or observed
     if not np.all(seen):
         empty = ", ".join(b for b, s in zip(first.bands, seen, strict=True) if not s)
@@ -279,7 +294,20 @@ def _check_observation(row: FieldRow) -> ObservedField:
             f"{row.path} (field {row.field}): band {empty}: every pixel is masked; drop the band"
             " from the file, or check its mask and variance"
         )
-    return replace(first, catalog=read_sources(row))
+    return replace(first, catalog=catalog), hidden
+
+
+def _hidden(
+    catalog: Table | None, variance: Float[np.ndarray, "band height width"], y0: int
+) -> Bool[np.ndarray, " n"]:
+    """Sources on pixels of a strip, which begins in row `y0`, that are masked in all bands."""
+    if catalog is None:
+        return np.zeros(0, bool)
+    y, x = (np.round(np.asarray(catalog[name], float)).astype(int) for name in "yx")
+    y, x = y - y0, np.clip(x, 0, variance.shape[2] - 1)
+    inside = (y >= 0) & (y < variance.shape[1])
+    masked = ~np.isfinite(variance).any(axis=0)
+    return inside & masked[np.where(inside, y, 0), x]
 
 
 def strips(shape: tuple[int, int], pixels: int) -> Iterator[tuple[int, int]]:
@@ -290,13 +318,10 @@ def strips(shape: tuple[int, int], pixels: int) -> Iterator[tuple[int, int]]:
 
 
 def _settle(
-    row: FieldRow,
-    bands: tuple[str, ...] | None,
-    magzero: float | None,
-    planes: int,
+    row: FieldRow, raw: RawObservation
 ) -> tuple[tuple[str, ...] | None, float | None, list[str]]:
     """Bands and zero point from file, table and instrument, and their conflicts."""
-    problems = []
+    problems, planes, bands = [], len(raw.image), raw.bands
     instrument = INSTRUMENTS.get(row.instrument)
     if bands and row.bands and bands != row.bands:
         problems.append(
@@ -318,12 +343,8 @@ def _settle(
                 " column `bands`"
             )
         bands = known
-    if magzero is not None and row.magzero is not None and magzero != row.magzero:
-        problems.append(
-            f"zero point: the file says {magzero}, column `magzero` says {row.magzero};"
-            " correct one"
-        )
-    magzero = row.magzero if magzero is None else magzero
+    magzero, found = _zero_point(row, raw)
+    problems += found
     if magzero is None and instrument is not None:
         magzero = float(instrument.magzero)
     if magzero is None:
@@ -335,6 +356,39 @@ def _settle(
     elif not np.isfinite(magzero):
         problems.append(f"zero point: got {magzero}; give the AB zero point [mag]")
     return bands, magzero, problems
+
+
+def _zero_point(row: FieldRow, raw: RawObservation) -> tuple[float | None, list[str]]:
+    """AB zero point that file or table give, or that the unit of the pixels implies [mag]."""
+    problems, magzero = [], raw.magzero
+    if magzero is not None and row.magzero is not None and magzero != row.magzero:
+        problems.append(
+            f"zero point: the file says {magzero}, column `magzero` says {row.magzero};"
+            " correct one"
+        )
+    magzero = row.magzero if magzero is None else magzero
+    implied = _implied_zero_point(raw.unit)
+    if magzero is None or implied is None:
+        return implied if magzero is None else magzero, problems
+    if abs(magzero - implied) > ZERO_POINT_ERROR:
+        problems.append(
+            f"zero point: it is {magzero}, but pixels in {raw.unit} have {implied:.2f}; correct"
+            " BUNIT or the zero point"
+        )
+    return magzero, problems
+
+
+def _implied_zero_point(unit: str) -> float | None:
+    """AB magnitude of one nJy, nanomaggy, ...; None where the unit is not physical."""
+    try:
+        one = units.Unit(unit)
+        if one == units.AB:  # the system, more likely than a unit of 3631 Jy
+            return None
+        maggies = units.zero_point_flux(3631 * units.Jy)
+        flux = one.to(units.Jy, equivalencies=maggies) * units.Jy
+    except (ValueError, TypeError, units.UnitsError):
+        return None
+    return round(float(flux.to_value(units.ABmag)), 3)
 
 
 def _single(array: np.ndarray) -> np.ndarray:
@@ -394,7 +448,7 @@ def write_field(
     masked = np.isposinf(variance)
     if mask is not None:
         masked = masked | np.asarray(mask, bool)
-    header = wcs.to_header() if wcs is not None else fits.Header()
+    header = wcs.to_header(relax=True) if wcs is not None else fits.Header()
     header["BANDS"] = (",".join(bands), "name of each plane")
     header["MAGZERO"] = (float(magzero), "AB zero point [mag]")
     header["BUNIT"] = (unit, "unit of the pixels")

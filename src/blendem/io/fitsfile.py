@@ -51,7 +51,8 @@ def browse_fits(path: Path) -> Iterator[fits.HDUList]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            hdus = fits.open(path, memmap=True)
+            # Memory maps refuse BZERO, which unsigned masks have; sections are read in part anyway.
+            hdus = fits.open(path, memmap=False)
             last = hdus[-1].fileinfo()  # reads all headers
         except DAMAGE as error:
             raise _damaged(path, error) from None

@@ -12,7 +12,7 @@ from astropy.table import Table, vstack
 from blendem.io.fields import STRIP, read_observation, strips
 from blendem.io.fitsfile import browse_fits
 from blendem.io.products import read_models, read_table, write_images
-from blendem.io.readers import ORIGIN, image_shape
+from blendem.io.readers import PLACE, image_shape
 from blendem.io.table import FieldRow, InputError
 
 
@@ -31,7 +31,7 @@ class Placed(NamedTuple):
 def place_tile(path: Path) -> Placed:
     """Where the tile of a file lies."""
     header = fits.getheader(path)
-    return Placed(path.stem, (header[ORIGIN[0]], header[ORIGIN[1]]))
+    return Placed(path.stem, (header[PLACE[0]], header[PLACE[1]]))
 
 
 def gather_catalog(

@@ -319,19 +319,25 @@ def read_views(path: str | Path) -> list[View]:
 def _table(name: str, table: Table | Mapping[str, Any], flux_unit: str):
     """Table HDU with the units that the columns have, or that their names imply."""
     table = Table(table, copy=True)
+    # A survey's own unit (`nanomaggy`, `3.631 uJy`) is written as it is, whatever FITS allows.
+    own = {}
     for column in table.colnames:
         if table[column].unit is None and (unit := _unit(column, flux_unit)):
-            table[column].unit = units.Unit(unit, parse_strict="silent")
+            if unit == flux_unit:
+                own[column] = unit
+            else:
+                table[column].unit = units.Unit(unit)
     with warnings.catch_warnings():
-        # A survey's own unit, such as HSC counts, is written as it is.
         warnings.simplefilter("ignore", units.UnitsWarning)
         hdu = fits.table_to_hdu(table)
+        for column, unit in own.items():
+            hdu.columns[column].unit = unit
     hdu.name = name
     return hdu
 
 
 def _image(name, array, bands, unit, wcs=None) -> fits.ImageHDU:
-    header = wcs.to_header() if wcs is not None else fits.Header()
+    header = wcs.to_header(relax=True) if wcs is not None else fits.Header()
     header["BANDS"] = (",".join(bands), "name of each plane")
     header["BUNIT"] = (unit, "unit of the pixels")
     # What has the type of FITS stays where it is, on disk if it is there.

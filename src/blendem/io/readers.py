@@ -25,7 +25,9 @@ from blendem.io.table import InputError, split_bands
 LSST_PLANES = {"BAD": 0, "SAT": 1, "EDGE": 4, "SUSPECT": 7, "NO_DATA": 8}
 # Images of a file that are read in part, and cards of the place of a tile in its field.
 OF_PIXELS = ("SCI", "VAR", "MASK", "SEGMENT")
-ORIGIN = ("TILE_Y", "TILE_X")
+PARTS = (*OF_PIXELS, "PSF", "NOISECORR", "CATALOG")
+ORIGIN = ("TILE_Y", "TILE_X")  # for PSFEx
+PLACE = ("FIELD_Y", "FIELD_X")  # for the mosaic
 Window = tuple[int, int, int, int]  # y0, y1, x0, x1 [pixel]
 
 
@@ -114,6 +116,12 @@ def _parse_fits(
     path: Path, hdus: fits.HDUList, with_psf: bool, window: Window | None
 ) -> RawObservation:
     found = {hdu.name: hdu for hdu in hdus}
+    names = [hdu.name for hdu in hdus]
+    if twice := [name for name in PARTS if names.count(name) > 1]:
+        raise InputError(
+            f"{path}: has more than one HDU {' and '.join(twice)}; stack the bands into one cube"
+            " (band, y, x) each, see docs/formats.md"
+        )
     part = (...,) if window is None else (..., slice(*window[:2]), slice(*window[2:]))
 
     def image(name: str) -> np.ndarray:
@@ -144,7 +152,9 @@ def _parse_fits(
         masked = np.zeros(sci.shape, bool)
     bands = card.get("BANDS")
     magzero = card.get("MAGZERO")
-    wcs, corner = _read_wcs(path, found["SCI"].header, hdus), np.zeros(2, int)
+    wcs, corner = _read_wcs(path, "SCI", found["SCI"].header, hdus), np.zeros(2, int)
+    if wcs is None and found["SCI"] is not hdus[0]:
+        wcs = _read_wcs(path, "PRIMARY", hdus[0].header, hdus)
     if window is not None:
         corner = np.array(window[::2])
         if wcs is not None:
@@ -163,13 +173,10 @@ def _parse_fits(
         psf=psf,
         oversampling=oversampling,
         correlation=image("NOISECORR") if "NOISECORR" in found else None,
-        names={
-            k: f"HDU {k}"
-            for k in ("SCI", "VAR", "MASK", "PSF", "NOISECORR", "CATALOG", "SEGMENT")
-        },
+        names={k: f"HDU {k}" for k in PARTS},
         bands=None if bands is None else split_bands(str(bands)),
         magzero=_number(path, "card MAGZERO of HDU SCI", magzero),
-        unit=str(card.get("BUNIT", "")),
+        unit=_unit(path, "card BUNIT", card.get("BUNIT", "")),
         wcs=wcs,
         catalog=catalog,
         segmentation=image("SEGMENT")[0] if "SEGMENT" in found else None,
@@ -177,14 +184,26 @@ def _parse_fits(
     )
 
 
-def _read_wcs(path: Path, header: fits.Header, hdus: fits.HDUList) -> WCS | None:
+def _unit(path: Path, name: str, value: object) -> str:
+    """Unit of the pixels as a FITS header can hold it."""
+    unit = str(value).strip()
+    if not (unit.isascii() and unit.isprintable()):
+        raise InputError(
+            f"{path}: {name} is {unit!r}; FITS headers hold ASCII alone: write `uJy`, not `\u00b5Jy`"
+        )
+    return unit
+
+
+def _read_wcs(
+    path: Path, name: str, header: fits.Header, hdus: fits.HDUList
+) -> WCS | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
         try:
             wcs = WCS(header, fobj=hdus, naxis=2)
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise InputError(
-                f"{path}: the WCS in HDU SCI cannot be read ({error}); repair or remove it"
+                f"{path}: the WCS in HDU {name} cannot be read ({error}); repair or remove it"
             ) from None
     return wcs if wcs.has_celestial else None
 
@@ -255,7 +274,7 @@ def _read_npz(path: Path, with_psf: bool) -> RawObservation:
         },
         bands=None if bands is None else tuple(str(b) for b in np.atleast_1d(bands)),
         magzero=_number(path, "key `magzero`", data.get("magzero")),
-        unit=str(data.get("unit", "")),
+        unit=_unit(path, "key `unit`", data.get("unit", "")),
         wcs=None,
         catalog=catalog,
     )
