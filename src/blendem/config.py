@@ -567,6 +567,12 @@ class InferConfig(Section):
     def _check(self) -> "InferConfig":
         if self.sky == "flat" and self.sky_sigma == 0:
             raise ValueError("sky_sigma: 0 with sky: flat; give a width, or sky: none")
+        if self.centroid_sigma == 0 and (self.sky == "flat" or self.offset_sigma > 0):
+            # Unknowns of a blend are told apart by their number.
+            raise ValueError(
+                "centroid_sigma: 0 with sky: flat or offset_sigma above 0; give centroids a"
+                " width, 0.001 pixel for known positions"
+            )
         return self
 
 

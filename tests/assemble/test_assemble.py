@@ -1,5 +1,6 @@
 """From posteriors of a chunk to what is written: sources, their images, tables of blends."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 from tests.inference.test_em import D, make_basis
@@ -7,6 +8,7 @@ from tests.inference.test_em import D, make_basis
 from blendem.assemble.blends import blend_table, finish_catalog
 from blendem.assemble.observed import (
     OBSERVED_MARGIN,
+    _apart,
     in_bands,
     mosaic_of,
     observe,
@@ -224,3 +226,16 @@ def test_images_of_one_side_and_absent_bands():
     assert images[0].sum() == 18 and images[0, 0, 0, 0] == 0
     planes = in_bands(np.ones((1, 2, 2)), [1], 3, np.inf)
     assert np.isinf(planes[[0, 2]]).all() and (planes[1] == 1).all()
+
+
+def test_offsets_of_blends_without_a_result_are_not_looked_for(data):
+    """The widest blend of a chunk may be the one that failed."""
+    stack = data.stacks[0]
+    observations = stack.observations * 3
+    three = eqx.tree_at(lambda b: b.observations, stack, observations)
+    moved = np.full((2, 1, 2), 0.5)
+    alone = _apart(three, moved)
+    offsets = [np.asarray(one.observations[0].offset) for one in alone]
+    np.testing.assert_allclose(offsets[0], 0)
+    np.testing.assert_allclose(offsets[1], -0.5)
+    np.testing.assert_allclose(offsets[2], 0)

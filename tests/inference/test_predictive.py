@@ -28,12 +28,16 @@ def stacked():
     return jax.tree.map(lambda x: np.asarray(x)[None], blend)
 
 
+def rngs(*seeds):
+    return [np.random.default_rng(seed) for seed in seeds]
+
+
 def test_the_two_parts_make_up_the_whole(stacked):
     settings = Settings(reference=1, stamp=9, iterations=0)
     basis = make_basis()
     whole = statistics_of(stacked, basis, settings, 1)
     amplitudes = Amplitudes(*(whole[name] for name in Amplitudes._fields))
-    split = split_pixels(stacked, 0.2, np.random.default_rng(1))
+    split = split_pixels(stacked, 0.2, rngs(1))
     parts = [
         statistics_of(part, basis, settings, 1, amplitudes)
         for part in (split.seen, split.unseen)
@@ -48,9 +52,22 @@ def test_the_two_parts_make_up_the_whole(stacked):
     assert float(SIGMA) == pytest.approx(0.7)
 
 
+def test_pixels_of_a_blend_do_not_depend_on_its_neighbours(stacked):
+    def held(split):
+        return [np.isinf(o.variance) for o in split.seen.observations]
+
+    three = jax.tree.map(lambda x: np.repeat(x, 3, axis=0), stacked)
+    alone = held(split_pixels(stacked, 0.2, rngs(2)))
+    for one, many in zip(
+        alone, held(split_pixels(three, 0.2, rngs(1, 2, 3))), strict=True
+    ):
+        np.testing.assert_array_equal(many[1], one[0])
+        assert (many[0] != many[1]).any()
+
+
 def test_a_part_must_be_between_none_and_all(stacked):
     with pytest.raises(ValueError, match="part: must be between 0 and 1, got 1"):
-        split_pixels(stacked, 1.0, np.random.default_rng(0))
+        split_pixels(stacked, 1.0, rngs(0))
 
 
 def exposures(whole):

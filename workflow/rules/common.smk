@@ -15,6 +15,7 @@ from blendem.config import (
     with_frame,
     with_start,
 )
+from blendem.dependencies import modules_behind
 from blendem.io.headers import read_header
 from blendem.io.shipped import shipped_prior
 from blendem.io.table import FieldRow, InputError, check_files, read_fields_table
@@ -127,9 +128,13 @@ wildcard_constraints:
     field=r"[A-Za-z0-9_.-]+",
 
 
-def modules(*names):
+def code_of(script, *more, without=()):
     """Source files behind a script, whose imports Snakemake does not see."""
-    return [f"{workflow.basedir}/src/blendem/{name}.py" for name in names]
+    root = Path(workflow.basedir)
+    path = root / f"workflow/scripts/{script}.py"
+    found = set(modules_behind(path, root / "src", without))
+    found |= {root / f"src/blendem/{name}.py" for name in more}
+    return sorted(map(str, found))
 
 
 def fields_of(chunk):

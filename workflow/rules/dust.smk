@@ -24,14 +24,7 @@ if CONFIG.dust:
 
     rule simulate_dust:
         input:
-            code=modules(
-                "survey/dusty",
-                "survey/simulate",
-                "survey/population",
-                "survey/profiles",
-                "survey/sed",
-                "prior/dust",
-            ),
+            code=code_of("simulate_dust", "io/dust"),
             checked=f"{OUT}/checked.json",
         output:
             stamps=f"{OUT}/dust/stamps/{{chunk}}.h5",
@@ -51,16 +44,7 @@ if CONFIG.dust:
 
     rule fit_dust:
         input:
-            code=modules(
-                "survey/dusty",
-                "survey/instruments",
-                "inference/dust_model",
-                "prior/dust",
-                "prior/pca",
-                "prior/mixture_fit",
-                "io/dust",
-                "io/priors",
-            ),
+            code=code_of("fit_dust", "io/dust"),
             stamps=expand(
                 f"{OUT}/dust/stamps/{{chunk}}.h5", chunk=range(CONFIG.stamps.chunks)
             ),
@@ -86,15 +70,7 @@ if CONFIG.dust:
 
     rule sample_dust:
         input:
-            code=modules(
-                "inference/dust",
-                "inference/dust_model",
-                "inference/dust_blend",
-                "prior/dust",
-                "prior/mixture",
-                "noise",
-                "renderer",
-            ),
+            code=code_of("sample_dust", "io/dust"),
             fields=lambda wildcards: files_of(wildcards.chunk),
             blends=f"{OUT}/blends/{{chunk}}.h5",
             galaxy=DUST_GALAXY,
@@ -124,7 +100,7 @@ if CONFIG.dust:
             name:
                 f"measure_dust_{number}"
             input:
-                code=modules("measure/dusty", "measure/sources", "measure/photometry"),
+                code=code_of("measure_dust", "io/dust"),
                 fields=files_of(number),
                 blends=f"{OUT}/blends/{number}.h5",
                 posterior=f"{OUT}/dust/posterior/{number}.h5",
@@ -158,13 +134,7 @@ if CONFIG.dust:
 
     rule score_dust:
         input:
-            code=modules(
-                "measure/dusty",
-                "measure/calibration",
-                "measure/scores",
-                "measure/summary",
-                "provenance",
-            ),
+            code=code_of("score_dust", "provenance"),
             catalogs=DUST_CATALOGS,
             samples=DUST_SAMPLES,
             truths=DUST_TRUTHS,
@@ -187,7 +157,7 @@ if CONFIG.dust:
 
     rule plot_dust:
         input:
-            code=modules(*PLOT_CODE, "plot/dust"),
+            code=code_of("plot_dust"),
             catalogs=DUST_CATALOGS,
             models=DUST_MODELS,
             truths=DUST_TRUTHS,

@@ -19,7 +19,7 @@ if CONFIG.prior.tier == "gaussian":
     # E and M step are closed form.
     rule em_lap:
         input:
-            code=modules("inference/em", "inference/posterior", "prior/symmetry"),
+            code=code_of("em_lap"),
             blends=all_chunks("blends/{chunk}.h5"),
             statistics=all_chunks("statistics/{chunk}.h5"),
             prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
@@ -46,14 +46,7 @@ else:
     # Draws of the galaxies of a chunk; blends that watch EM are left out.
     rule em_expectation:
         input:
-            code=modules(
-                "inference/em",
-                "inference/labels",
-                "inference/likelihood",
-                "inference/rescale",
-                "inference/sampler",
-                "prior/refit",
-            ),
+            code=code_of("em_expectation"),
             blends=f"{OUT}/blends/{{chunk}}.h5",
             statistics=f"{OUT}/statistics/{{chunk}}.h5",
             prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
@@ -76,13 +69,7 @@ else:
 
     rule em_maximization:
         input:
-            code=modules(
-                "inference/em",
-                "measure/em",
-                "prior/refit",
-                "prior/mixture_fit",
-                "prior/symmetry",
-            ),
+            code=code_of("em_maximization"),
             draws=lambda wildcards: all_chunks(f"em/draws/{wildcards.lap}/{{chunk}}.h5"),
             prior=lambda wildcards: prior_of(int(wildcards.lap) - 1),
             first=prior_of(0),
@@ -105,7 +92,7 @@ else:
     # Statistics of the blends that watch EM, with a part of their pixels held out.
     rule em_split:
         input:
-            code=modules("inference/em", "inference/predictive", "inference/statistics"),
+            code=code_of("em_split"),
             blends=f"{OUT}/blends/{{chunk}}.h5",
             statistics=f"{OUT}/statistics/{{chunk}}.h5",
             basis=BASIS,
@@ -128,15 +115,7 @@ else:
 
     rule em_watch:
         input:
-            code=modules(
-                "inference/em",
-                "inference/likelihood",
-                "inference/predictive",
-                "inference/sampler",
-                "measure/em",
-                "measure/multivariate",
-                "prior/refit",
-            ),
+            code=code_of("em_watch"),
             blends=all_chunks("blends/{chunk}.h5"),
             statistics=all_chunks("statistics/{chunk}.h5"),
             split=all_chunks("em/split/{chunk}.h5"),
@@ -145,10 +124,10 @@ else:
             ),
             prior=lambda wildcards: prior_of(wildcards.lap),
         output:
+            **({"sources": f"{OUT}/em/watch/{{lap}}_sources.csv"} if SIMULATED else {}),
             lap=f"{OUT}/em/watch/{{lap}}.csv",
             blends=f"{OUT}/em/watch/{{lap}}_blends.csv",
             # Galaxies whose truth is known.
-            **({"sources": f"{OUT}/em/watch/{{lap}}_sources.csv"} if SIMULATED else {}),
         log:
             f"{OUT}/logs/em_watch/{{lap}}.log",
         benchmark:
@@ -173,7 +152,7 @@ else:
 
     rule em_table:
         input:
-            code=modules("plot/em", "plot/style"),
+            code=code_of("em_table"),
             laps=expand(f"{OUT}/em/watch/{{lap}}.csv", lap=EM_LAPS),
             blends=expand(f"{OUT}/em/watch/{{lap}}_blends.csv", lap=EM_LAPS),
         output:
@@ -195,9 +174,7 @@ else:
 
     rule plot_em_priors:
         input:
-            code=modules(
-                "inference/sampler", "plot/inputs", "plot/pictures", "plot/style"
-            ),
+            code=code_of("plot_em_priors"),
             priors=[prior_of(lap) for lap in SHOWN_LAPS],
         output:
             f"{OUT}/figures/em_priors.png",

@@ -3,14 +3,7 @@
 
 rule score:
     input:
-        code=modules(
-            "measure/scores",
-            "measure/calibration",
-            "measure/metrics",
-            "measure/quantities",
-            "measure/light_curves",
-            "measure/shapes",
-        ),
+        code=code_of("score"),
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
         models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
         samples=expand(f"{OUT}/samples/{{field}}.h5", field=FIELDS),
@@ -41,7 +34,7 @@ rule score:
 
 rule summarise:
     input:
-        code=modules("measure/summary", "provenance"),
+        code=code_of("summarise", "provenance"),
         sources=f"{OUT}/scores/sources.csv",
         blends=f"{OUT}/scores/blends.csv",
         laps=f"{OUT}/scores/evidence.csv",

@@ -1,7 +1,6 @@
 # Figures of the run, and the report that holds them all.
 
 PLOT = CONFIG.plot.model_dump()
-PLOT_CODE = ["plot/inputs", "plot/pictures", "plot/scores", "plot/style"]
 BAND = CONFIG.infer.reference_band
 # One field stands for all.
 SHOWN = FIELDS[0]
@@ -24,7 +23,7 @@ FIGURES += ["rules"]
 
 rule plot_field:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_field"),
         catalog=f"{OUT}/catalog/{SHOWN}.fits",
         models=f"{OUT}/models/{SHOWN}.fits",
     output:
@@ -44,7 +43,7 @@ rule plot_field:
 
 rule plot_blends:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_blends"),
         blends=f"{OUT}/scores/blends.csv",
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
         models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
@@ -66,7 +65,7 @@ rule plot_blends:
 
 rule plot_sources:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_sources"),
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
         models=expand(f"{OUT}/models/{{field}}.fits", field=FIELDS),
         samples=expand(f"{OUT}/samples/{{field}}.h5", field=FIELDS),
@@ -89,7 +88,7 @@ rule plot_sources:
 
 rule plot_chi2:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_chi2"),
         blends=f"{OUT}/scores/blends.csv",
         observations=f"{OUT}/scores/observations.csv",
     output:
@@ -109,7 +108,7 @@ rule plot_chi2:
 
 rule plot_evidence:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_evidence"),
         laps=f"{OUT}/scores/evidence.csv",
     output:
         f"{OUT}/figures/evidence.png",
@@ -127,9 +126,7 @@ rule plot_evidence:
 
 rule plot_prior:
     input:
-        code=modules(
-            *PLOT_CODE, "inference/sampler", "inference/pixel_sampler", "prior/stamps"
-        ),
+        code=code_of("plot_prior"),
         basis=BASIS,
         last=prior_of(LAPS),
         stamps=[] if GIVEN and not TRAINED else STAMPS[:1],
@@ -152,7 +149,7 @@ rule plot_prior:
 
 rule plot_training:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_training"),
         curve=f"{OUT}/prior/00.csv",
     output:
         f"{OUT}/figures/training.png",
@@ -170,7 +167,7 @@ rule plot_training:
 
 rule plot_flux_error:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_flux_error"),
         sources=f"{OUT}/scores/sources.csv",
     output:
         f"{OUT}/figures/flux_error.png",
@@ -190,7 +187,7 @@ rule plot_flux_error:
 
 rule plot_coverage:
     input:
-        code=modules(*PLOT_CODE),
+        code=code_of("plot_coverage"),
         sources=f"{OUT}/scores/sources.csv",
     output:
         f"{OUT}/figures/coverage.png",
@@ -211,7 +208,7 @@ rule plot_coverage:
 
 rule plot_light_curves:
     input:
-        code=modules(*PLOT_CODE, "plot/light_curves"),
+        code=code_of("plot_light_curves"),
         catalogs=expand(f"{OUT}/catalog/{{field}}.fits", field=FIELDS),
         truths=expand(f"{OUT}/truth/{{field}}.h5", field=FIELDS) if SIMULATED else [],
     output:
@@ -230,7 +227,7 @@ rule plot_light_curves:
 
 rule plot_rules:
     input:
-        code=modules("plot/rules", "plot/inputs", "plot/style"),
+        code=code_of("plot_rules"),
         snakefile=f"{workflow.basedir}/Snakefile",
         rules=sorted(
             str(path)
@@ -255,7 +252,7 @@ rule plot_rules:
 
 rule make_report:
     input:
-        code=modules("report"),
+        code=code_of("make_report"),
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         summary=f"{OUT}/summary.json",
         provenance=f"{OUT}/provenance.json",

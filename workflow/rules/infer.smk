@@ -9,16 +9,7 @@ if CONFIG.prior.tier == "unet":
 
 rule extract_blends:
     input:
-        code=modules(
-            "blend",
-            "prior/magnify",
-            "frame",
-            "noise",
-            "survey/extract",
-            "survey/footprints",
-            "survey/detect",
-            "survey/psf_model",
-        ),
+        code=code_of("extract_blends"),
         checked=f"{OUT}/checked.json",
         fields=lambda wildcards: files_of(wildcards.chunk),
         basis=DUST_GALAXY if CONFIG.dust else BASIS,
@@ -43,14 +34,7 @@ rule extract_blends:
 
 rule compute_statistics:
     input:
-        code=modules(
-            "inference/statistics",
-            "inference/amplitude",
-            "prior/magnify",
-            "renderer",
-            "psf",
-            "noise",
-        ),
+        code=code_of("compute_statistics"),
         blends=f"{OUT}/blends/{{chunk}}.h5",
         basis=BASIS,
     output:
@@ -72,20 +56,7 @@ rule compute_statistics:
 
 rule sample_posterior:
     input:
-        code=modules(
-            "inference/posterior",
-            "inference/draws",
-            "inference/likelihood",
-            "inference/sampler",
-            "inference/pixel_sampler",
-            "inference/pixel_problem",
-            "inference/operator",
-            "inference/conjugate",
-            "prior/latent",
-            "prior/mixture",
-            "prior/schedule",
-            "prior/unet",
-        ),
+        code=code_of("sample_posterior"),
         blends=f"{OUT}/blends/{{chunk}}.h5",
         statistics=f"{OUT}/statistics/{{chunk}}.h5",
         prior=prior_of(LAPS),
@@ -123,16 +94,7 @@ for number in range(CHUNKS):
         name:
             f"measure_{number}"
         input:
-            code=modules(
-                "assemble/blends",
-                "assemble/observed",
-                "assemble/sources",
-                "measure/sources",
-                "measure/shapes",
-                "measure/photometry",
-                "measure/light_curves",
-                "measure/residuals",
-            ),
+            code=code_of("measure"),
             fields=files_of(number),
             blends=f"{OUT}/blends/{number}.h5",
             statistics=f"{OUT}/statistics/{number}.h5",
@@ -162,7 +124,7 @@ for number in range(CHUNKS):
         name:
             f"fit_map_{number}"
         input:
-            code=modules("inference/map", "morphology", "sersic"),
+            code=code_of("fit_map"),
             fields=files_of(number),
             blends=f"{OUT}/blends/{number}.h5",
             statistics=f"{OUT}/statistics/{number}.h5",

@@ -16,13 +16,7 @@ TRAINED = (
 
 rule fit_basis:
     input:
-        code=modules(
-            "prior/pca",
-            "prior/stamps",
-            "prior/gaussian",
-            "prior/symmetry",
-            "io/priors",
-        ),
+        code=code_of("fit_basis", "io/priors"),
         stamps=[] if GIVEN else STAMPS,
         start=ancient(GIVEN) if GIVEN else [],
     output:
@@ -48,18 +42,7 @@ if CONFIG.em.start == "simulations":
 
     rule train_prior:
         input:
-            code=modules(
-                "prior/train",
-                "prior/network",
-                "prior/latent",
-                "prior/mixture",
-                "prior/mixture_fit",
-                "prior/schedule",
-                "prior/stamps",
-                "prior/unet",
-                "prior/train_unet",
-                "io/priors",
-            ),
+            code=code_of("train_prior", "io/priors"),
             basis=BASIS,
             stamps=STAMPS if TRAINED else [],
             start=ancient(CONFIG.prior.start) if CONFIG.prior.start else [],
@@ -88,13 +71,7 @@ else:
 
     rule em_start:
         input:
-            code=modules(
-                "inference/em",
-                "inference/posterior",
-                "prior/mixture_fit",
-                "prior/refit",
-                "prior/symmetry",
-            ),
+            code=code_of("em_start"),
             blends=all_chunks("blends/{chunk}.h5"),
             statistics=all_chunks("statistics/{chunk}.h5"),
             basis=BASIS,

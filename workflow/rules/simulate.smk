@@ -3,7 +3,8 @@
 
 rule check_inputs:
     input:
-        code=modules(
+        code=code_of(
+            "check_inputs",
             "io/fields",
             "io/bands",
             "io/checks",
@@ -42,9 +43,7 @@ rule check_inputs:
 
 rule simulate_stamps:
     input:
-        code=modules(
-            "survey/simulate", "survey/population", "survey/profiles", "survey/sed"
-        ),
+        code=code_of("simulate_stamps", without=["prior/"]),
         checked=f"{OUT}/checked.json",
     output:
         stamps=f"{OUT}/stamps/{{chunk}}.npy",
@@ -65,16 +64,10 @@ rule simulate_stamps:
 
 rule simulate_field:
     input:
-        code=modules(
-            "survey/simulate",
-            "survey/population",
-            "survey/profiles",
-            "survey/sed",
-            "survey/layout",
-            "survey/truth",
-            "survey/transients",
-            "survey/instruments",
+        code=code_of(
+            "simulate_field",
             *(["survey/dusty", "prior/dust"] if CONFIG.dust else []),
+            without=["prior/", "survey/dusty"],
         ),
     output:
         field=f"{OUT}/fields/{{field}}.fits",

@@ -7,14 +7,7 @@ for parent in TILED:
         name:
             f"tile_{parent}"
         input:
-            code=modules(
-                "survey/tiles",
-                "survey/detect",
-                "survey/significance",
-                "survey/footprints",
-                "io/fields",
-                "io/readers",
-            ),
+            code=code_of("tile_field", "io/fields", "io/readers"),
             checked=f"{OUT}/checked.json",
             files=files_for(GIVEN_ROWS, [parent]),
         output:
@@ -42,7 +35,7 @@ for parent in TILED:
             name:
                 f"tile_truth_{parent}"
             input:
-                code=modules("io/truth", "io/h5"),
+                code=code_of("tile_truth", "io/truth", "io/h5", "io/gather"),
                 truth=f"{OUT}/truth/{parent}.h5",
                 sources=f"{OUT}/tiles/{parent}.fits",
                 tiles=expand(f"{OUT}/tiles/{{tile}}.fits", tile=TILED[parent]),
@@ -61,7 +54,7 @@ for parent in TILED:
         name:
             f"gather_{parent}"
         input:
-            code=modules("io/products", "io/gather", "io/regions"),
+            code=code_of("gather_field", "io/products", "io/gather", "io/regions"),
             files=files_for(GIVEN_ROWS, [parent]),
             sources=f"{OUT}/tiles/{parent}.fits",
             tiles=expand(f"{OUT}/tiles/{{tile}}.fits", tile=TILED[parent]),
@@ -86,7 +79,7 @@ for parent in TILED:
         name:
             f"gather_map_{parent}"
         input:
-            code=modules("io/gather", "io/products"),
+            code=code_of("gather_map", "io/gather", "io/products"),
             sources=f"{OUT}/tiles/{parent}.fits",
             tiles=expand(f"{OUT}/tiles/{{tile}}.fits", tile=TILED[parent]),
             catalogs=expand(f"{OUT}/map/{{tile}}.fits", tile=TILED[parent]),
@@ -106,7 +99,7 @@ if TILED:
 
     rule plot_mosaic:
         input:
-            code=modules("plot/pictures", "plot/style", "plot/inputs"),
+            code=code_of("plot_mosaic"),
             mosaic=f"{OUT}/mosaic/{list(TILED)[0]}.fits",
             catalog=f"{OUT}/catalog/{list(TILED)[0]}.fits",
         output:

@@ -50,7 +50,14 @@ def main(
             continue
         index = data.blends["index"][rows]
         part = jax.tree.map(lambda leaf, i=index: np.asarray(leaf)[i], stack)
-        split = split_pixels(part, pixels_out, stage_rng(seed, "em_split", number))
+        names = [data.names[row] for row in rows]
+        rngs = [stage_rng(seed, f"em_split/{name}") for name in names]
+        split = split_pixels(part, pixels_out, rngs)
+        if any(o.correlation is not None for o in part.observations):
+            LOG.warning(
+                "noise is correlated: seen and unseen pixels are scored as if they were"
+                " independent; gains of the log score are rough"
+            )
         first = statistics_of(split.seen, model.basis, settings, config.batch)
         amplitudes = Amplitudes(*(first[name] for name in Amplitudes._fields))
         unseen = statistics_of(

@@ -76,6 +76,11 @@ def main(
     names = list(watched)
     whole = _draw(model, {n: watched[n]["all"] for n in names}, steps, "all", seed)
     seen = _draw(model, {n: watched[n]["seen"] for n in names}, steps, "seen", seed)
+    if not whole:
+        raise ValueError(
+            f"none of the {len(names)} blends that watch EM has a posterior under {prior}; the"
+            " log says why"
+        )
     rows = []
     for name in names:
         row = {"blend": name, "n_unseen": watched[name]["unseen"].n_data}

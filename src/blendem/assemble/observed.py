@@ -205,7 +205,9 @@ def _apart(stack: Blend, offsets: np.ndarray) -> list[Blend]:
     """
     alone = []
     for number, one in enumerate(stack.observations):
-        if number and offsets.shape[1]:
+        if (
+            number and number <= offsets.shape[1]
+        ):  # as many as any blend with a result has
             by = np.nan_to_num(offsets[:, number - 1]).astype(np.float32)
             one = eqx.tree_at(lambda o: o.offset, one, one.offset - by)
         alone.append(eqx.tree_at(lambda b: b.observations, stack, (one,)))

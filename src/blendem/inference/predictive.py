@@ -5,6 +5,7 @@ proper score (Gneiting & Raftery 2007, JASA 102, 359): only the right prior has 
 expected one. It needs no truth, so it watches EM on real data.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -36,8 +37,15 @@ class Split(NamedTuple):
     unseen: Blend
 
 
-def split_pixels(stack: Blend, part: float, rng: np.random.Generator) -> Split:
+def split_pixels(
+    stack: Blend, part: float, rngs: Sequence[np.random.Generator]
+) -> Split:
     """Hold out a random part of the pixels, in every band for itself.
+
+    Args:
+        stack: Stacked blends.
+        part: Of their pixels.
+        rngs: One for each blend, so that its pixels do not depend on the others.
 
     Raises:
         ValueError: If `part` is not between 0 and 1.
@@ -48,7 +56,8 @@ def split_pixels(stack: Blend, part: float, rng: np.random.Generator) -> Split:
     def masked(variance, out):
         return np.where(out, np.float32(np.inf), np.asarray(variance))
 
-    held = [rng.random(np.shape(o.variance)) < part for o in stack.observations]
+    shapes = [np.shape(o.variance)[1:] for o in stack.observations]
+    held = [np.stack([rng.random(s) for rng in rngs]) < part for s in shapes]
     where = lambda blend: [o.variance for o in blend.observations]  # noqa: E731
     variances = where(stack)
     return Split(

@@ -11,6 +11,7 @@ import scipy.spatial
 import scipy.stats
 from jaxtyping import Float, PRNGKeyArray
 
+from blendem.measure.calibration import coverage
 from blendem.precision import single_precision
 from blendem.prior.latent import LatentPrior
 from blendem.prior.mixture import MixturePrior
@@ -19,6 +20,7 @@ LEVELS = (0.05, 0.1, 0.3, 1.0, 3.0)  # noise of the denoising loss
 PROJECTIONS = 256
 OPEN = 8  # directions that the data constrain least
 BLENDED = 0.2  # blendedness above which a source counts as blended
+FLAT = 1e-3  # smallest variance of a direction over the mean one, in `Whitening`
 ROWS = 2048  # galaxies denoised at once
 
 
@@ -33,6 +35,10 @@ class Whitening:
         """Take mean and covariance of `e`, the coordinates of true galaxies."""
         self.mean = e.mean(axis=0)
         covariance = np.cov(e, rowvar=False)
+        values, vectors = np.linalg.eigh(covariance)
+        floor = FLAT * values.mean()
+        if values[0] < floor:  # fewer galaxies than modes: some direction shows none
+            covariance = (vectors * np.maximum(values, floor)) @ vectors.T
         self.matrix = np.linalg.inv(np.linalg.cholesky(covariance))
 
     def __call__(
@@ -146,10 +152,9 @@ def posterior_table(
     out = {}
     for name in (name for name in truth if name.startswith("flux_")):
         band = name.removeprefix("flux_")
-        low, high = np.quantile(draws[name], (0.16, 0.84), axis=0)
         out[f"flux_{band}"] = truth[name]
         out[f"flux_residual_{band}"] = draws[name].mean(axis=0) / truth[name] - 1
-        out[f"flux_within68_{band}"] = (truth[name] > low) & (truth[name] < high)
+        out[f"flux_within68_{band}"] = coverage(truth[name], draws[name], (0.68,))[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # shapes that no draw has
         mean = {name: np.nanmean(draws[name], axis=0) for name in ("size", "e1", "e2")}
