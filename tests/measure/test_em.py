@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blendem.measure.em import BLENDED, posterior_scores, posterior_table
+from blendem.measure.em import (
+    BLENDED,
+    FLAT,
+    Whitening,
+    posterior_scores,
+    posterior_table,
+)
 
 
 @pytest.fixture
@@ -51,3 +57,13 @@ def test_galaxies_without_a_flux_count_nowhere(draws):
     )
     assert all_of_them["sources"] == some["sources"] == 3
     assert all_of_them["flux_within68"] == some["flux_within68"]
+
+
+def test_few_galaxies_make_no_direction_infinitely_thin(rng):
+    """Fewer galaxies than coordinates: their covariance is singular."""
+    e = rng.standard_normal((8, 20))
+    white = Whitening(e)(rng.standard_normal((500, 20)))
+    assert np.isfinite(white).all()
+    assert np.sqrt((white**2).mean(axis=0)).max() < 1 / FLAT**0.5 * 3
+    many = rng.standard_normal((5000, 3)) @ np.diag([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(np.cov(Whitening(many)(many).T), np.eye(3), atol=1e-9)

@@ -113,6 +113,7 @@ else:
         script:
             "../scripts/em_split.py"
 
+    # `sources`: galaxies whose truth is known.
     rule em_watch:
         input:
             code=code_of("em_watch"),
@@ -127,7 +128,6 @@ else:
             **({"sources": f"{OUT}/em/watch/{{lap}}_sources.csv"} if SIMULATED else {}),
             lap=f"{OUT}/em/watch/{{lap}}.csv",
             blends=f"{OUT}/em/watch/{{lap}}_blends.csv",
-            # Galaxies whose truth is known.
         log:
             f"{OUT}/logs/em_watch/{{lap}}.log",
         benchmark:
