@@ -536,6 +536,12 @@ class InferConfig(Section):
         description="step of the Langevin corrector [noise variance]; 0: off",
     )
     reference_band: Text = Field("i", description="band whose flux is the amplitude")
+    amplitude_tolerance: NonNegativeFloat = Field(
+        0.3,
+        description="largest |ln| of the mean flux of the draws of a galaxy over its amplitude:"
+        " beyond it amplitudes move to the draws, and the blend is drawn again; 0: never;"
+        " tier latent",
+    )
     refine_amplitudes: bool = Field(
         True, description="move amplitudes to the fluxes of the Gaussian posterior"
     )

@@ -128,6 +128,10 @@ wildcard_constraints:
     field=r"[A-Za-z0-9_.-]+",
 
 
+# Settings of the sampler alone: statistics do not depend on them.
+DRAWING = {"samples", "steps", "corrector", "amplitude_tolerance"}
+
+
 def code_of(script, *more, without=()):
     """Source files behind a script, whose imports Snakemake does not see."""
     root = Path(workflow.basedir)

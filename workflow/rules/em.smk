@@ -106,7 +106,7 @@ else:
             "../../envs/blendem.yaml"
         threads: CHUNK_THREADS
         params:
-            infer=CONFIG.infer.model_dump(exclude={"samples", "steps", "corrector"}),
+            infer=CONFIG.infer.model_dump(exclude=DRAWING),
             blends=CONFIG.blends.model_dump(),
             held_out=HELD_OUT,
             seed=CONFIG.seed,
@@ -141,6 +141,7 @@ else:
             steps=CONFIG.em.steps,
             reference_band=CONFIG.infer.reference_band,
             amplitude_jitter=CONFIG.prior.amplitude_jitter,
+            amplitude_tolerance=CONFIG.infer.amplitude_tolerance,
             seed=CONFIG.seed,
         script:
             "../scripts/em_watch.py"

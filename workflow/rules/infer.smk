@@ -47,7 +47,7 @@ rule compute_statistics:
         "../../envs/blendem.yaml"
     threads: CHUNK_THREADS
     params:
-        infer=CONFIG.infer.model_dump(exclude={"samples", "steps", "corrector"}),
+        infer=CONFIG.infer.model_dump(exclude=DRAWING),
         blends=CONFIG.blends.model_dump(),
         max_chi2=CONFIG.em.max_chi2,
     script:
@@ -71,7 +71,7 @@ rule sample_posterior:
     threads: CHUNK_THREADS
     params:
         seed=CONFIG.seed,
-        infer=CONFIG.infer.model_dump(include={"samples", "steps", "corrector"}),
+        infer=CONFIG.infer.model_dump(include=DRAWING | {"reference_band"}),
         batch=CONFIG.blends.batch,
     script:
         "../scripts/sample_posterior.py"

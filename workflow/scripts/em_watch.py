@@ -10,10 +10,9 @@ from jaxtyping import Float
 
 from blendem.inference.draws import sampled_draws
 from blendem.inference.em import sound
-from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.posterior import BlendStatistics
 from blendem.inference.predictive import log_score, log_score_of_labels
-from blendem.inference.sampler import SamplerSettings, sample
+from blendem.inference.sampler import SamplerSettings
 from blendem.io.atomic import atomic_path
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior
@@ -45,7 +44,8 @@ CELLS = 64  # of the two-sample test
 
 
 class Drawn(NamedTuple):
-    """Draws of one blend: coordinates that the diffusion moves, and all unknowns."""
+    """Draws of one blend: coordinates that the diffusion moves, for the last amplitudes, and all
+    unknowns, for those of the statistics."""
 
     e: Float[np.ndarray, "draw galaxy latent"]
     w: Float[np.ndarray, "draw unknown"]
@@ -63,6 +63,7 @@ def main(
     steps: int,
     reference_band: str,
     amplitude_jitter: float,
+    amplitude_tolerance: float,
     seed: int,
 ) -> None:
     """One row of the lap, and one of every blend (source) for paired differences between laps."""
@@ -74,8 +75,14 @@ def main(
             "no blend watches EM: raise em.held_out or the number of fields"
         )
     names = list(watched)
-    whole = _draw(model, {n: watched[n]["all"] for n in names}, steps, "all", seed)
-    seen = _draw(model, {n: watched[n]["seen"] for n in names}, steps, "seen", seed)
+    reference = model.basis.bands.index(reference_band)
+    whole, seen = (
+        _draw(
+            model, {n: watched[n][s] for n in names}, steps, s, seed, reference, limit
+        )
+        # Held-out pixels have the amplitudes of those that are seen.
+        for s, limit in (("all", amplitude_tolerance), ("seen", 0.0))
+    )
     if not whole:
         raise ValueError(
             f"none of the {len(names)} blends that watch EM has a posterior under {prior}; the"
@@ -155,29 +162,29 @@ def _draw(
     steps: int,
     stage: str,
     seed: int,
+    reference: int,
+    tolerance: float = 0.0,
 ) -> dict[str, Drawn]:
     """Draws of every blend that has sound ones; the same seed in all laps."""
-    likelihoods = {}
-    for name, one in given.items():
-        try:
-            likelihoods[name] = galaxy_likelihood(one, model)
-        except (np.linalg.LinAlgError, ValueError) as error:
-            LOG.warning("%s: no posterior: %s", name, error)
-    found = sample(
+    found, failed = sample_settled(
         model,
-        list(likelihoods.values()),
+        given,
         DRAWS,
         SamplerSettings(steps=steps),
-        keys=[stage_key(seed, f"em_watch/{stage}/{n}") for n in likelihoods],
+        keys={n: stage_key(seed, f"em_watch/{stage}/{n}") for n in given},
+        rngs=lambda name: stage_rng(seed, f"em_watch/{stage}/{name}"),
+        reference=reference,
+        tolerance=tolerance,
     )
+    for name, error in failed.items():
+        LOG.warning("%s: no posterior: %s", name, error)
     out = {}
-    for name, draws in zip(likelihoods, found, strict=True):
-        if not sound(draws).all():
-            LOG.warning("%s: %d draws are not sound", name, (~sound(draws)).sum())
+    for name, one in found.items():
+        good = sound(one.draws)
+        if not good.all() or one.w is None:
+            LOG.warning("%s: %d draws are not sound", name, (~good).sum())
             continue
-        rng = stage_rng(seed, f"em_watch/{stage}/{name}")
-        e = np.asarray(draws.e)
-        out[name] = Drawn(e, complete_draws(given[name], model, e, rng))
+        out[name] = Drawn(np.asarray(one.draws.e), one.w)
     return out
 
 
@@ -302,5 +309,6 @@ if "snakemake" in globals():
         params.steps,
         params.reference_band,
         params.amplitude_jitter,
+        params.amplitude_tolerance,
         params.seed,
     )

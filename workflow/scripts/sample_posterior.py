@@ -17,10 +17,9 @@ from blendem.inference.draws import (
     negative_flux_fraction,
     sampled_draws,
 )
-from blendem.inference.likelihood import complete_draws, galaxy_likelihood
 from blendem.inference.pixel_sampler import PixelDraws, PixelSettings, sample_blends
 from blendem.inference.posterior import BlendStatistics, posterior
-from blendem.inference.sampler import Draws, SamplerSettings, portion, sample
+from blendem.inference.sampler import Draws, SamplerSettings, portion
 from blendem.inference.statistics import Settings, n_offset_unknowns
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.priors import Prior, read_prior
@@ -166,28 +165,27 @@ def _sampled(
     seed: int,
 ) -> tuple[dict[int, BlendDraws], dict[int, tuple]]:
     """Reverse diffusion of the galaxies of all blends; nuisances follow exactly."""
-    likelihoods = {}
-    for row, s in given.items():
-        try:
-            likelihoods[row] = galaxy_likelihood(s, prior)
-        except (np.linalg.LinAlgError, ValueError) as error:
-            LOG.warning("%s: no posterior: %s", names[row], error)
-    settings = SamplerSettings(steps=infer.steps, corrector=infer.corrector)
-    found = sample(
+    found, failed = sample_settled(
         prior,
-        list(likelihoods.values()),
+        given,
         infer.samples,
-        settings,
-        keys=[stage_key(seed, f"sample_posterior/{names[r]}") for r in likelihoods],
+        SamplerSettings(steps=infer.steps, corrector=infer.corrector),
+        keys={r: stage_key(seed, f"sample_posterior/{names[r]}") for r in given},
+        rngs=lambda row: stage_rng(seed, f"sample_posterior/{names[row]}"),
+        reference=prior.basis.bands.index(infer.reference_band),
+        tolerance=infer.amplitude_tolerance,
     )
+    for row, error in failed.items():
+        LOG.warning("%s: no posterior: %s", names[row], error)
     results, notes = {}, {}
-    for row, one in zip(likelihoods, found, strict=True):
-        notes[row] = (*_solver(one), *INSIDE)
-        if not _usable(one, names[row]):
-            continue
-        rng = stage_rng(seed, f"sample_posterior/{names[row]}")
-        w = complete_draws(given[row], prior, one.e, rng)
-        results[row] = sampled_draws(given[row], w)
+    for row, one in found.items():
+        notes[row] = (*_solver(one.draws), *INSIDE)
+        if _usable(one.draws, names[row]) and one.w is not None:
+            results[row] = sampled_draws(given[row], one.w)
+        if one.moved.any():
+            LOG.info(
+                "%s: amplitudes moved by %s", names[row], np.exp(one.moved).round(2)
+            )
     return results, notes
 
 
