@@ -13,6 +13,7 @@ from blendem.inference.em import sound
 from blendem.inference.posterior import BlendStatistics
 from blendem.inference.predictive import log_score, log_score_of_labels
 from blendem.inference.sampler import SamplerSettings
+from blendem.inference.settle import sample_settled
 from blendem.io.atomic import atomic_path
 from blendem.io.blends import read_blends
 from blendem.io.priors import read_prior

@@ -20,6 +20,7 @@ from blendem.inference.draws import (
 from blendem.inference.pixel_sampler import PixelDraws, PixelSettings, sample_blends
 from blendem.inference.posterior import BlendStatistics, posterior
 from blendem.inference.sampler import Draws, SamplerSettings, portion
+from blendem.inference.settle import sample_settled
 from blendem.inference.statistics import Settings, n_offset_unknowns
 from blendem.io.blends import BlendSet, read_blends
 from blendem.io.priors import Prior, read_prior
