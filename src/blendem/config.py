@@ -537,7 +537,7 @@ class InferConfig(Section):
     )
     reference_band: Text = Field("i", description="band whose flux is the amplitude")
     amplitude_tolerance: NonNegativeFloat = Field(
-        0.15,
+        0.3,
         description="largest |ln| of the mean flux of the draws of a galaxy over its amplitude:"
         " beyond it amplitudes move to the draws, and the blend is drawn again; 0: never;"
         " tier latent",
