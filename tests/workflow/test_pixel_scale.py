@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from blendem.config import FrameConfig
+from blendem.io.table import InputError
 
 
 @pytest.mark.parametrize(
@@ -14,9 +15,18 @@ from blendem.config import FrameConfig
         ("hst_f814w", FrameConfig(pixel_scale=0.03), 0.05),
         # Nobody knows this camera: its images are taken to have the pixels of the model.
         ("my_camera", FrameConfig(pixel_scale=0.03), 0.03),
-        ("my_camera", FrameConfig(), 0.168),
     ],
 )
 def test_images_without_wcs(script, instrument, frame, expected):
     observed = SimpleNamespace(instrument=instrument, wcs=None)
     assert script("extract_blends")._scale(observed, frame) == pytest.approx(expected)
+
+
+def test_a_camera_that_nobody_knows_needs_a_scale(script):
+    observed = SimpleNamespace(
+        instrument="my_camera", wcs=None, path="a.npz", field="a"
+    )
+    with pytest.raises(
+        InputError, match=r"a\.npz \(field a\): no WCS.*frame\.pixel_scale"
+    ):
+        script("extract_blends")._scale(observed, FrameConfig())

@@ -167,7 +167,7 @@ def read_observation(
     )
 
 
-def read_sources(row: FieldRow, columns: Sequence[str] = ()) -> Table | None:
+def read_sources(row: FieldRow) -> Table | None:
     """Catalog of an observation as `read_observation` has it, without its pixels.
 
     Raises:
@@ -175,8 +175,7 @@ def read_sources(row: FieldRow, columns: Sequence[str] = ()) -> Table | None:
     """
     shape = image_shape(row.path)
     raw = read_raw(row.path, with_psf=False, window=(0, 1, 0, 1))
-    if raw.segmentation is not None:
-        columns = (*columns, *GROUP_COLUMNS)
+    columns = () if raw.segmentation is None else GROUP_COLUMNS
     catalog, problems = _sources(row, raw, shape, columns)
     if problems:
         raise input_error(f"{row.path} (field {row.field})", problems)
