@@ -12,6 +12,7 @@ import numpy as np
 from blendem.config import InferConfig
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.draws import (
+    DIAGNOSTICS,
     BlendDraws,
     exact_draws,
     negative_flux_fraction,
@@ -32,15 +33,6 @@ from blendem.prior.unet import UNetPrior
 from blendem.rng import stage_key, stage_rng
 
 LOG = logging.getLogger(__name__)
-DIAGNOSTICS = (
-    "solve_residual",
-    "unconverged",
-    "guards",
-    "solve_iterations",
-    "failed_draws",
-    "outside_basis",
-    "outside_chi2",
-)
 INSIDE = (0.0, 0.0)  # the last two, for priors whose galaxies are in the basis
 
 

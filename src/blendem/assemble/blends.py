@@ -8,22 +8,13 @@ import numpy as np
 from blendem.assemble.observed import Observed
 from blendem.assemble.sources import Measured
 from blendem.blend import Blend
+from blendem.inference.draws import DIAGNOSTICS
 from blendem.io.blends import BlendSet
 from blendem.measure.metrics import blendedness
 from blendem.measure.residuals import BandScores, score_residual
 from blendem.survey.extract import SourceFlag
 
 BAD_FIT = 1.5  # chi2 over its expectation above which sources are flagged
-SAMPLER_COLUMNS = (
-    "negative_flux",
-    "solve_residual",
-    "unconverged",
-    "guards",
-    "solve_iterations",
-    "failed_draws",
-    "outside_basis",
-    "outside_chi2",
-)
 OBSERVATION_COLUMNS = ("field", "number", "observation", "instrument", "band")
 OBSERVATION_COLUMNS += BandScores._fields
 
@@ -103,7 +94,7 @@ def blend_table(
             blends[name][row] = summary[name][row]
         blends["expected_chi2"][row] = _expected_chi2(summary, row)
     # What the sampler says, for blends without a result too.
-    blends |= {name: summary[name] for name in SAMPLER_COLUMNS}
+    blends |= {name: summary[name] for name in ("negative_flux", *DIAGNOSTICS)}
     for number in range(post["offset"].shape[1]):
         for axis, name in enumerate("yx"):
             column = f"offset_{name}_{number + 1}"

@@ -8,6 +8,17 @@ from jaxtyping import Bool, Float
 from blendem.inference.posterior import BlendStatistics, Posterior, chi2
 from blendem.prior.gaussian import Basis
 
+# What samplers say of a blend, in the table of blends (docs/formats.md).
+DIAGNOSTICS = (
+    "solve_residual",
+    "unconverged",
+    "guards",
+    "solve_iterations",
+    "failed_draws",
+    "outside_basis",
+    "outside_chi2",
+)
+
 
 class BlendDraws(NamedTuple):
     """Posterior of the unknowns of one blend, by draws.
