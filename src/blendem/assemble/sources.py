@@ -38,7 +38,7 @@ class Measured:
         is_star: Point sources.
         zoom: `Blend.zoom`.
         kinds: Basis of each zoom.
-        curves: Light curves of the variable sources.
+        curves: `LightCurve` of the variable sources.
     """
 
     columns: dict[str, np.ndarray]
@@ -50,7 +50,8 @@ class Measured:
     is_star: Bool[np.ndarray, " source"]
     zoom: Int[np.ndarray, " source"]
     kinds: Sequence[Basis | LargeStamps]
-    curves: dict[int, LightCurve] = field(default_factory=dict)
+    # `LightCurve`: those of unequal length do not pass for one annotation.
+    curves: dict[int, tuple] = field(default_factory=dict)
 
 
 def light_curves(
@@ -59,7 +60,7 @@ def light_curves(
     bands: Sequence[str],
     stats: Mapping[str, Any],
     post: dict[str, Any],
-) -> tuple[dict[int, LightCurve], dict[int, Bool[np.ndarray, " band"]]]:
+) -> tuple[dict[int, tuple], dict[int, Bool[np.ndarray, " band"]]]:
     """Fluxes of the variable sources that have a result, by row.
 
     What follows knows sources of one flux per band: in `post` their coordinates become those of a
