@@ -96,6 +96,18 @@ def test_stars_never_move_and_one_blend_does_not_move_another(latent, rng, key):
     assert not together[2].moved.any()
 
 
+def test_blends_of_unequal_size(latent, rng, key):
+    two = blend(latent, TRUE, rng)
+    one = two._replace(
+        H=two.H[:D, :D],
+        b=two.b[:D],
+        is_star=two.is_star[:1],
+        log_amplitude=two.log_amplitude[:1],
+    )
+    found, _ = draw(latent, {1: two, 2: one}, 0.3, key)
+    assert [found[name].w.shape for name in (1, 2)] == [(DRAWS, 2 * D), (DRAWS, D)]
+
+
 def test_a_blend_without_a_likelihood_is_named(latent, rng, key):
     good = blend(latent, TRUE, rng)
     bad = good._replace(H=np.full_like(good.H, np.nan))

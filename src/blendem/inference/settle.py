@@ -43,6 +43,7 @@ class Settled(NamedTuple):
     moved: Float[np.ndarray, " source"]
 
 
+# `dict[..., tuple]` of `Settled`: blends of unequal size do not pass for one annotation.
 def sample_settled(
     prior: LatentPrior,
     given: Mapping[Hashable, BlendStatistics],
@@ -53,7 +54,7 @@ def sample_settled(
     rngs: Callable[[Hashable], np.random.Generator],
     reference: int,
     tolerance: float,
-) -> tuple[dict[Hashable, Settled], dict[Hashable, str]]:
+) -> tuple[dict[Hashable, tuple], dict[Hashable, str]]:
     """Draw from the posterior of every blend, again where amplitudes are wrong.
 
     Args:
@@ -67,7 +68,7 @@ def sample_settled(
         tolerance: Largest |ln| of the mean flux of a galaxy over its amplitude; 0: any.
 
     Returns:
-        Draws by name, and why others have none.
+        `Settled` by name, and why others have none.
     """
     dark = empty_stamp(prior.basis)
     found, failed = {}, {}
