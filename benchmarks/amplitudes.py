@@ -23,6 +23,7 @@ from blendem.io.priors import read_prior
 from blendem.io.statistics import read_statistics
 from blendem.io.truth import read_truth
 from blendem.measure.calibration import coverage
+from blendem.measure.em import BLENDED
 from blendem.measure.quantities import posterior_quantities, truth_quantities
 from blendem.prior.latent import LatentPrior
 from blendem.rng import stage_key, stage_rng
@@ -99,7 +100,7 @@ def say(report: Report, label: str, fluxes: dict, blends: Blends) -> None:
     names = list(fluxes)
     draws = np.concatenate([fluxes[n] for n in names], axis=1)
     true = np.concatenate([blends.truth[n] for n in names])
-    blended = np.concatenate([blends.blendedness[n] for n in names]) > 0.2
+    blended = np.concatenate([blends.blendedness[n] for n in names]) > BLENDED
     mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1)
     residual, pull = np.abs(mean / true - 1), (mean - true) / error
     inside = coverage(true, draws, (0.68, 0.95))

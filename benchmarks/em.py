@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from records import Report
 
+from blendem.measure.em import BLENDED
+
 COMMAND = "make em"
 # Part of the gap between start and oracle that should be closed.
 GOALS = {
@@ -66,7 +68,7 @@ def report_pairs(report: Report, label: str, repair: Path, oracle: Path) -> None
     ratio = {n: t.filter(like="flux_residual_").to_numpy() for n, t in tables.items()}
     inside = {n: t.filter(like="flux_within68_").to_numpy() for n, t in tables.items()}
     good = np.isfinite(np.stack([*ratio.values()])).all(axis=(0, 2))
-    blended = good & (blendedness > 0.2)
+    blended = good & (blendedness > BLENDED)
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), BOOTSTRAP)
     weights = np.concatenate([np.ones((1, len(names))), counts])[:, number]

@@ -19,6 +19,7 @@ from blendem.assemble.observed import (
 from blendem.assemble.sources import measure_sources
 from blendem.blend import pad_observation, pad_sources, stack
 from blendem.config import InferConfig
+from blendem.inference.draws import DIAGNOSTICS
 from blendem.inference.statistics import STAR_SPREAD
 from blendem.io.blends import BlendSet
 from blendem.measure.sources import point_image
@@ -88,12 +89,9 @@ def products(rng):
     mean = 0.1 * rng.standard_normal((4, D))
     mean[3] = np.nan
     noise = 0.05 * rng.standard_normal((DRAWS, 4, D))
-    summary = dict.fromkeys(
-        ("chi2", "n_data", "effective", "log_evidence", "chi2_draws"), 0
-    )
-    names = ("negative_flux", "solve_residual", "unconverged", "guards")
-    names += ("solve_iterations", "failed_draws", "outside_basis", "outside_chi2")
-    blends = {name: np.zeros(3) for name in (*summary, *names)}
+    summary = ("chi2", "n_data", "effective", "log_evidence", "chi2_draws")
+    names = (*summary, "negative_flux", *DIAGNOSTICS)
+    blends = {name: np.zeros(3) for name in names}
     blends["chi2"], blends["n_data"] = np.array([2e3, 6e2, 0]), np.full(3, 576.0)
     post = {
         "mean": mean,
