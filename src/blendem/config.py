@@ -418,8 +418,9 @@ class EMConfig(Section):
     )
     stop: NonNegativeFloat = Field(
         4.0,
-        description="misfit of a right prior [nat per galaxy]: up to three times that steps are"
-        " shortened, to none below 1.2 times: EM has converged; 0: all steps are whole"
+        description="misfit of a right prior [nat per galaxy]: up to three times that, in this"
+        " lap and the one before, steps are shortened, to none below 1.2 times: EM has"
+        " converged; 0: all steps are whole"
         " (docs/em.md); tier latent",
     )
     held_out: float = Field(

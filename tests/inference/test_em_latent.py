@@ -15,6 +15,7 @@ from blendem.inference.em import (
     gaussian_galaxies,
     is_held_out,
     join,
+    misfit_before,
     of_mean_flux,
     sound,
 )
@@ -365,3 +366,10 @@ def test_em_has_converged_when_a_lap_made_no_step():
     still = {"laps": [{"step": 1.0}, {"step": 0.0}]}
     assert converged(still, 3)
     assert not converged(still, 1)  # a prior of other blends
+
+
+def test_misfit_of_the_lap_before():
+    card = {"laps": [{"misfit": 75.0}, {"misfit": 13.0}]}
+    assert misfit_before(card, 3) == 13
+    assert misfit_before(card, 1) == misfit_before({}, 2) == -np.inf
+    assert misfit_before({"laps": [{"lap": 1}]}, 2) == -np.inf  # of an older version

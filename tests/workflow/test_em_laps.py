@@ -72,3 +72,19 @@ def test_later_laps_draw_nothing(files):
     np.testing.assert_array_equal(prior.mixture.centers, first.mixture.centers)
     assert card["lap"] == 2 and [row["lap"] for row in card["laps"]] == [1, 2]
     assert "expectation_seconds" not in card["laps"][1]  # it took none
+
+
+def test_a_prior_fitted_to_draws_of_a_wrong_one_is_fitted_once_more(files):
+    """Its own draws are the first that a right prior made."""
+    wrong_before = {"laps": [{"lap": 1, "misfit": 75.0, "step": 1.0}]}
+    write_prior(files.folder / "01.eqx", files.prior, wrong_before)
+    moved, card = lap(files, 2, stop=4.0)
+    assert card["laps"][-1]["misfit"] < 4 and card["laps"][-1]["step"] == 1
+    assert not np.allclose(moved.mixture.covariances, files.prior.mixture.covariances)
+    # The draws are still those of a right prior, and so were the ones before.
+    write_prior(files.folder / "02.eqx", files.prior, card)
+    kept, card = lap(files, 3, stop=4.0)
+    assert card["laps"][-1]["step"] == 0
+    np.testing.assert_array_equal(
+        kept.mixture.covariances, files.prior.mixture.covariances
+    )

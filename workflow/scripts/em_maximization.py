@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from blendem.config import EMConfig
-from blendem.inference.em import GalaxyDraws, converged, join
+from blendem.inference.em import GalaxyDraws, converged, join, misfit_before
 from blendem.io.priors import read_prior, write_prior
 from blendem.io.products import read_h5
 from blendem.logs import configure_logging
@@ -71,7 +71,8 @@ def main(
     counts = {name: sum(attrs[name] for _, attrs in parts) for name in COUNTS}
     found = misfit(drawn_with, taught, settings, stage_rng(seed, "em_misfit", lap))
     mend = {"auto": mend_weight(found), "shape": 1.0, "change": 0.0}[config.common]
-    step = step_length(found, config.stop)
+    # A prior that was fitted to draws of a wrong one is fitted once more, right as it may seem.
+    step = step_length(max(found, misfit_before(card, lap)), config.stop)
     settings = settings._replace(mend=mend, relax=step * config.relax)
     if step:
         first_prior, _ = read_prior(first)

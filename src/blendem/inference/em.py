@@ -7,6 +7,7 @@ Rubin 1977). For the diffusion tier the E step draws (`draw_galaxies`) and the M
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -317,6 +318,16 @@ def converged(card: Mapping[str, Any], lap: int) -> bool:
     """
     laps = card.get("laps", [])
     return lap > 1 and bool(laps) and laps[-1].get("step", 1.0) == 0
+
+
+def misfit_before(card: Mapping[str, Any], lap: int) -> float:
+    """Misfit that the lap before found [nat per galaxy], arguments as of `converged`.
+
+    Returns:
+        Minus infinity in the first lap.
+    """
+    laps = card.get("laps", []) if lap > 1 else []
+    return laps[-1].get("misfit", -math.inf) if laps else -math.inf
 
 
 def is_held_out(names: Sequence[str], part: float, seed: int) -> np.ndarray:
