@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from blendem.blend import Blend
-from blendem.inference.batch import _by_pixels, statistics_of
+from blendem.inference.batch import by_shape, statistics_of
 from blendem.inference.statistics import BLOCKS, Settings
 from blendem.io.atomic import atomic_path
 from blendem.io.blends import read_blends
@@ -77,17 +77,16 @@ def needed(stack: Blend, n_modes: int, settings: Settings) -> tuple[float, float
     """Operations and bytes of the statistics of a stack."""
     (observation,) = stack.observations
     n_bands, size = observation.image.shape[-3], observation.image.shape[-1]
-    n_sources = stack.present.shape[1]
     first = jax.tree.map(lambda leaf: leaf[0], observation)
     low = jax.eval_shape(
         lambda o: Renderer.of(o, settings.stamp, np.float32(0.7)), first
     ).n_low
     # A shift along y, then one along x, of modes, mean and templates.
     render = 2 * (n_modes + 3) * size * low * (low + size)
-    blocks = np.ceil(n_sources / np.ceil(n_sources / BLOCKS))
-    upper = (n_sources * n_modes) ** 2 * (1 + 1 / blocks) / 2
     operations = bytes_ = 0.0
-    for group, pixels in _by_pixels(stack):
+    for group, n_sources, pixels in by_shape(stack):
+        blocks = np.ceil(n_sources / np.ceil(n_sources / BLOCKS))
+        upper = (n_sources * n_modes) ** 2 * (1 + 1 / blocks) / 2
         operations += (
             len(group) * n_bands * (2 * pixels[0] * upper + n_sources * render)
         )

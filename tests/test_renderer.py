@@ -268,6 +268,29 @@ def test_frequencies_that_are_left_out_do_not_matter(degrees, rng):
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * expected.max())
 
 
+@pytest.mark.parametrize(
+    ("ratio", "degrees"), [(None, 0), (0.168 / 0.05, 0), (0.168 / 0.05, 17)]
+)
+def test_slopes_are_derivatives(ratio, degrees, rng):
+    """On the grid of the model, on one that only has another scale, and on a turned one."""
+    jacobian = None if ratio is None else grid(ratio, degrees)
+    observation = observe(moffat(size=15)[0], (13, 11), jacobian)
+    renderer = Renderer.of(observation, 21, jnp.array(SIGMA))
+    stamps = np.outer(np.hanning(21), np.hanning(21)) * rng.random((3, 1, 21, 21))
+    transform = renderer.stamp_transform(jnp.asarray(stamps))[:, 0]
+    seen = renderer.see(transform, renderer.kernel[0])
+    center = np.array([6.3, 5.9]) @ (np.eye(2) if ratio is None else jacobian.T)
+    render = jax.jit(lambda c: renderer.render_columns(seen, c))
+    pixels = jnp.array([50, 3, 71])
+    value, slopes = jax.jit(lambda c: renderer.render_slopes(seen, c, pixels))(center)
+    np.testing.assert_allclose(value, render(center)[pixels], rtol=1e-9, atol=1e-12)
+    for axis, step in enumerate(1e-4 * np.eye(2)):
+        change = (render(center + step) - render(center - step)) / 2e-4
+        size = np.abs(change).max()
+        np.testing.assert_allclose(slopes[axis], change[pixels], atol=1e-6 * size)
+    assert renderer.separable == (degrees == 0)
+
+
 @pytest.mark.parametrize("kind", ["exponential", 1.0])
 def test_an_undersampled_image_with_an_oversampled_psf(kind):
     """A PSF of 1.1 pixels FWHM, known on a grid that is four times finer."""

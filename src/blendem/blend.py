@@ -150,6 +150,26 @@ def pad_sources(
     return Blend(observations, padded, star, np.arange(sources) < n, shines, zoom)
 
 
+def used_sources(stacked: Blend) -> Int[np.ndarray, " blend"]:
+    """Sources of each of stacked blends without the padding at the end."""
+    present = np.asarray(stacked.present, bool)
+    return present.shape[1] - present[:, ::-1].argmax(axis=1)
+
+
+def first_sources(stacked: Blend, n: int) -> Blend:
+    """The first `n` sources of each of stacked blends; the others are padding."""
+    names = [
+        name
+        for name in ("centers", "is_star", "present", "shines", "zoom")
+        if getattr(stacked, name) is not None
+    ]
+
+    def of(blend):
+        return [getattr(blend, name) for name in names]
+
+    return eqx.tree_at(of, stacked, [values[:, :n] for values in of(stacked)])
+
+
 def largest_zoom(blends: Blend) -> int:
     """Largest `zoom` of a blend or of stacked ones, which have one program."""
     return 0 if blends.zoom is None else int(np.max(blends.zoom))

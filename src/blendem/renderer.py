@@ -258,7 +258,10 @@ class Renderer(eqx.Module):
         )
 
     def render_columns(
-        self, seen: Array, center: Float[Array, " 2"], pixels: Int[Array, " pixel"]
+        self,
+        seen: Array,
+        center: Float[Array, " 2"],
+        pixels: Int[Array, " pixel"] | None = None,
     ) -> Float[Array, "pixel column"]:
         """Image of many stamps at one centre, as `render_pixels` transposed.
 
@@ -269,11 +272,34 @@ class Renderer(eqx.Module):
         Args:
             seen: From `see`, without batch.
             center: Model pixel (y, x).
-            pixels: Numbers of pixels, row by row.
+            pixels: Numbers of pixels, row by row; None: all.
         """
-        if not self.separable:
-            return self._render_product(jnp.moveaxis(seen, -1, 0), center, pixels).T
-        return self._shift(seen, center)[pixels]
+        if self.separable:
+            values = self._shift(seen, center)
+            return values if pixels is None else values[pixels]
+        if pixels is None:
+            pixels = jnp.arange(self.shape[0] * self.shape[1])
+        return self._render_product(jnp.moveaxis(seen, -1, 0), center, pixels).T
+
+    def render_slopes(
+        self,
+        seen: Array,
+        center: Float[Array, " 2"],
+        pixels: Int[Array, " pixel"] | None = None,
+    ) -> tuple[Float[Array, "pixel column"], Float[Array, "2 pixel column"]]:
+        """`render_columns`, and its derivative by the centre (y, x)."""
+        if self.separable:
+            value = self.render_columns(seen, center, pixels)
+            slopes = jnp.stack([self._shift(seen, center, slope=i) for i in (0, 1)])
+            return value, slopes if pixels is None else slopes[:, pixels]
+
+        def render(c):
+            return self.render_columns(seen, c, pixels)
+
+        value = render(center)
+        unit = jnp.eye(2, dtype=center.dtype)
+        slopes = [jax.jvp(render, (center,), (unit[i],))[1] for i in (0, 1)]
+        return value, jnp.stack(slopes)
 
     def _render_product(
         self,
@@ -318,11 +344,20 @@ class Renderer(eqx.Module):
         return jnp.moveaxis(image, -3, -1)
 
     def _shift(
-        self, image: Float[Array, "low low column"], center: Float[Array, " 2"]
+        self,
+        image: Float[Array, "low low column"],
+        center: Float[Array, " 2"],
+        slope: int | None = None,
     ) -> Float[Array, "pixel column"]:
-        """What `_sample` gives at all pixels, row by row, for a source at `center`."""
+        """What `_sample` gives at all pixels, row by row, for a source at `center`.
+
+        `slope`: its derivative by that coordinate of the centre instead.
+        """
         n, columns = self.n_low, image.shape[-1]
-        to_rows, to_columns = map(self._interpolator, self.model_axes(center))
+        to_rows, to_columns = (
+            self._interpolator(at, slope == axis)
+            for axis, at in enumerate(self.model_axes(center))
+        )
         exact = jax.lax.Precision.HIGHEST
         if columns == 1:  # products of matrices and vectors would be slow
             rows = jnp.matmul(to_rows, image[..., 0], precision=exact)
@@ -332,18 +367,23 @@ class Renderer(eqx.Module):
         values = jnp.matmul(to_columns[None], rows, precision=exact)
         return values.reshape(-1, columns)
 
-    def _interpolator(self, at: Float[Array, " pixel"]) -> Float[Array, "pixel low"]:
+    def _interpolator(
+        self, at: Float[Array, " pixel"], slope: bool = False
+    ) -> Float[Array, "pixel low"]:
         """Trigonometric interpolation from the points of `_sample` to places `at` [model pixel].
 
-        Zero where the next periodic copy begins.
+        Zero where the next periodic copy begins. `slope`: its derivative by the centre from which
+        places are counted.
         """
         n, dtype = self.n_low, at.dtype
         order = np.arange(n // 2 + 1)
         weight = np.where((order > 0) & (order < n // 2), 2.0, 1.0) / n
         node = 2 * np.pi * (np.outer(order, np.arange(n)) % n) / n
-        angle = at[:, None] * (2 * np.pi * order / self.n_stamp).astype(dtype)[None]
+        k = (2 * np.pi * order / self.n_stamp).astype(dtype)[None]
+        angle = at[:, None] * k
         inside = (jnp.abs(at) < self.n_stamp / 2).astype(dtype)
-        waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        waves = jnp.concatenate([k * sin, -k * cos] if slope else [cos, sin], axis=1)
         points = (
             np.concatenate([np.cos(node), np.sin(node)]) * np.tile(weight, 2)[:, None]
         )

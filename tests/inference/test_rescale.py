@@ -100,3 +100,22 @@ def test_without_data_amplitudes_stay(prior):
     )
     _, ratio = refine_amplitudes(empty, prior, 0, np.zeros(1))
     assert ratio[0] == pytest.approx(1.0)
+
+
+def test_every_iteration_is_a_posterior_of_rescaled_statistics(prior, rng):
+    data = 5 * rng.normal(size=75)
+    one = statistics_of(prior.basis, [2.0, 5.0, 3.0], data, 0.3, stars=(1,))
+    minimum, total, current = np.array([0.1, 0.1, 0.9]), np.ones(3), one
+    dark = empty_stamp(prior.basis)
+    for _ in range(3):
+        z = posterior(current, prior).mean[: 3 * D].reshape(-1, D)
+        ratio = prior.basis.flux(z, 0) / prior.mean_flux(0)
+        goal = np.maximum(total * np.clip(ratio, 1 / 3, 3), minimum)
+        goal[1] = 1.0
+        current, total = rescale(current, goal / total, dark), goal
+    refined, found = refine_amplitudes(one, prior, 0, minimum, 3)
+    assert np.abs(np.log(found[[0, 2]])).min() > 0.01
+    np.testing.assert_allclose(found, total, rtol=1e-9)
+    for name in ("H", "b", "r2"):
+        value = getattr(current, name)
+        np.testing.assert_allclose(getattr(refined, name), value, rtol=1e-9, atol=1e-9)

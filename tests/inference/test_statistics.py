@@ -8,6 +8,7 @@ import pytest
 
 from blendem.blend import Blend
 from blendem.inference import batch, statistics
+from blendem.inference.amplitude import Amplitudes
 from blendem.inference.statistics import (
     STAR_SPREAD,
     Settings,
@@ -259,3 +260,32 @@ def test_blends_with_one_psf_share_what_they_see(monkeypatch):
     # The order is that of the stack, and the PSF matters.
     differ = np.abs(shared["H"] - shared["H"][:1]).max(axis=(1, 2))
     assert np.argsort(differ)[-2:].tolist() in ([1, 4], [4, 1])
+
+
+def test_padding_is_computed_with_nothing(monkeypatch):
+    """Blends of two and three sources in four slots, with every kind of unknown."""
+    blends = [make_blend(np.random.default_rng(i)) for i in range(4)]
+    for i in (1, 2):
+        blends[i] = eqx.tree_at(
+            lambda b: b.present, blends[i], np.array([True, True, False, False])
+        )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *blends)
+    settings = Settings(0, STAMP, iterations=1, sky_sigma=1.0, offset_sigma=0.3)
+    whole = batch.statistics_of(stacked, make_basis(), settings, 1)
+    monkeypatch.setattr(batch, "SMALLEST", 1)
+    sources = [(list(i), n) for i, n, _ in batch.by_shape(stacked)]
+    assert sources == [([1, 2], 2), ([0, 3], 3)]
+    few = batch.statistics_of(stacked, make_basis(), settings, 1)
+    monkeypatch.setattr(batch, "used_sources", lambda stack: np.full(4, 4))
+    padded = batch.statistics_of(stacked, make_basis(), settings, 1)
+    for name, value in padded.items():
+        size = 1e-6 * np.abs(np.nan_to_num(value, posinf=0)).max(initial=0)
+        for other in (few, whole):
+            np.testing.assert_allclose(other[name], value, 0, size, err_msg=name)
+    # Known amplitudes have padding too.
+    given = Amplitudes(**{name: padded[name] for name in Amplitudes._fields})
+    monkeypatch.undo()
+    monkeypatch.setattr(batch, "SMALLEST", 1)
+    again = batch.statistics_of(stacked, make_basis(), settings, 1, given)
+    size = 1e-6 * np.abs(padded["H"]).max()
+    np.testing.assert_allclose(again["H"], padded["H"], 0, size)

@@ -52,6 +52,11 @@ class Amplitudes(NamedTuple):
     plane_flux: Float[Array | np.ndarray, "*stack source plane"]
     plane_error: Float[Array | np.ndarray, "*stack source plane"]
 
+    def first_sources(self, n: int) -> "Amplitudes":
+        """Of stacked blends, the first `n` sources of each."""
+        few = {k: v[:, :n] for k, v in self._asdict().items() if k != "offsets"}
+        return self._replace(**few)
+
 
 def plane_scale(
     plane_flux: Float[Array | np.ndarray, "*stack source plane"],
@@ -108,19 +113,36 @@ def nonnegative_least_squares(
     return jax.lax.fori_loop(0, sweeps * n, update, jnp.zeros_like(rhs))
 
 
-def template_images(
+def see_templates(
     renderer: Renderer,
     templates: Complex[Array | np.ndarray, "*source template _ m half"],
-    centers: Float[Array, "source 2"],
+) -> Array:
+    """Templates as an observation sees them, at no place yet (`Renderer.see`).
+
+    Returns:
+        `(*source, ..., template, band)`.
+    """
+    see = jax.vmap(renderer.see, in_axes=(-3, 0), out_axes=-1)
+    return see(jnp.asarray(templates), renderer.kernel)
+
+
+def template_images(
+    renderer: Renderer, seen: Array, centers: Float[Array, "source 2"]
 ) -> Float[Array, "source template band height width"]:
-    """Unit-flux templates of every source on the pixels of an observation."""
-    axes = (_source_axis(templates), 0)
-    return jax.vmap(renderer.render_transform, in_axes=axes)(templates, centers)
+    """Unit-flux templates of every source, from `see_templates`, on the pixels of an observation."""
+
+    def one(own, center):
+        flat = own.reshape(*own.shape[:2], -1)
+        values = renderer.render_columns(flat, center)
+        images = values.reshape(*renderer.shape, *own.shape[-2:])
+        return jnp.moveaxis(images, (0, 1), (-2, -1))
+
+    return jax.vmap(one, in_axes=(_source_axis(seen), 0))(seen, centers)
 
 
-def _source_axis(templates: Complex[Array | np.ndarray, "..."]) -> int | None:
-    """First axis of templates where every source has its own."""
-    return 0 if templates.ndim == 5 else None
+def _source_axis(seen: Array) -> int | None:
+    """First axis of `see_templates` where every source has its own."""
+    return 0 if seen.ndim == 5 else None
 
 
 def fit_amplitudes(
@@ -160,11 +182,16 @@ def fit_amplitudes(
     n_planes = 0 if blend.shines is None else blend.shines.shape[-1]
     size = fixed + n * n_planes
 
+    seen = [
+        see_templates(renderer, own)
+        for renderer, own in zip(renderers, templates, strict=True)
+    ]
+
     def solve(centers, offsets):
         gram = jnp.zeros((n_bands, size, size), dtype)
         rhs = jnp.zeros((n_bands, size), dtype)
         for observation, renderer, template, offset, planes in zip(
-            blend.observations, renderers, templates, offsets, blend.planes, strict=True
+            blend.observations, renderers, seen, offsets, blend.planes, strict=True
         ):
             image = template_images(renderer.moved(offset), template, centers)
             index = jnp.asarray(renderer.band_index)
@@ -201,7 +228,7 @@ def fit_amplitudes(
             gradient = jnp.append(gradient, -away.ravel())
         hessian = jnp.diag(hessian)
         for number, (observation, renderer, template) in enumerate(
-            zip(blend.observations, renderers, templates, strict=True)
+            zip(blend.observations, renderers, seen, strict=True)
         ):
             moved = renderer.moved(offsets[number])
             here = templates_seen(
@@ -241,14 +268,16 @@ def fit_amplitudes(
     diagonal = diagonal[:, :fixed].reshape(n_bands, n, N_TEMPLATES)
     # A star has no extended template, its noise is that of the compact one.
     information = jnp.where(blend.is_star[None], diagonal[:, :, 1], diagonal[:, :, 0])
-    seen = information > 0
-    error = jnp.where(seen, 1 / jnp.sqrt(jnp.where(seen, information, 1.0)), jnp.inf).T
+    known = information > 0
+    error = jnp.where(
+        known, 1 / jnp.sqrt(jnp.where(known, information, 1.0)), jnp.inf
+    ).T
     total = jnp.sum(flux, axis=1)
     # Without data in the reference band the best-measured band stands in.
     best = jnp.argmin(
-        jnp.where(seen.T, error / jnp.maximum(total, 1e-30), jnp.inf), axis=1
+        jnp.where(known.T, error / jnp.maximum(total, 1e-30), jnp.inf), axis=1
     )
-    band = jnp.where(seen.T[:, reference], reference, best)[:, None]
+    band = jnp.where(known.T[:, reference], reference, best)[:, None]
     chosen = jnp.take_along_axis(total, band, axis=1)[:, 0]
     floor = FLOOR * jnp.take_along_axis(error, band, axis=1)[:, 0]
     scale = jnp.maximum(chosen, jnp.where(jnp.isfinite(floor), floor, 1.0))
@@ -270,24 +299,20 @@ def fit_amplitudes(
 
 def source_slopes(
     renderer: Renderer,
-    templates: Complex[Array | np.ndarray, "*source template _ m half"],
+    seen: Array,
     centers: Float[Array, "source 2"],
     flux: Float[Array, "source template _"],
 ) -> tuple[
     Float[Array, "source band height width"], Float[Array, "source 2 band height width"]
 ]:
-    """Template model of every source and its derivative by the centre (y, x)."""
+    """Template model of every source, from `see_templates`, and its derivative by the centre (y, x)."""
     index = jnp.asarray(renderer.band_index)
 
     def one(own, center, f):
-        def render(c):
-            transform = jnp.sum(own * f[:, index, None, None], axis=0)
-            return renderer.render_transform(transform, c)
+        mixed = jnp.sum(own * f[None, None][..., index], axis=-2)
+        model, slopes = renderer.render_slopes(mixed, center)
+        both = jnp.concatenate([model[None], slopes]).reshape(3, *renderer.shape, -1)
+        both = jnp.moveaxis(both, -1, 1)
+        return both[0], both[1:]
 
-        basis = jnp.eye(2, dtype=center.dtype)
-        model, slope_y = jax.jvp(render, (center,), (basis[0],))
-        _, slope_x = jax.jvp(render, (center,), (basis[1],))
-        return model, jnp.stack([slope_y, slope_x])
-
-    axes = (_source_axis(templates), 0, 0)
-    return jax.vmap(one, in_axes=axes)(templates, centers, flux)
+    return jax.vmap(one, in_axes=(_source_axis(seen), 0, 0))(seen, centers, flux)

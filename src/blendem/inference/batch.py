@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blendem.blend import Blend, largest_zoom
+from blendem.blend import Blend, first_sources, largest_zoom, used_sources
 from blendem.devices import over_devices, whole_batch
 from blendem.inference.amplitude import Amplitudes
 from blendem.inference.statistics import (
     BasisTransforms,
     Settings,
     compute_statistics,
+    pad_statistics,
     render_sources,
     see_basis,
     transform_basis,
@@ -89,13 +90,13 @@ def _statistics(blends, amplitudes, transforms, seen, psf_sigma, n_bands, settin
     return jax.vmap(one)(blends, amplitudes)
 
 
-# Blends of a stack are computed with as many pixels as they have, rounded up to parts of all: few
-# programs that other stacks of the same bucket have, too. Fewer blends are no group of their own.
+# Blends of a stack are computed with as many sources as they have, and pixels, rounded up to parts of
+# all: few programs that other stacks of the same bucket have, too. Fewer blends are no group of their own.
 PARTS, SMALLEST = 4, 16
 
 
-def _by_pixels(stack: Blend) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-    """Blends of a stack in groups, and the most unmasked pixels of each observation of a group."""
+def by_shape(stack: Blend) -> Iterator[tuple[np.ndarray, int, tuple[int, ...]]]:
+    """Blends of a stack in groups, their most sources, and most unmasked pixels of each observation."""
     totals = [o.variance.shape[-1] * o.variance.shape[-2] for o in stack.observations]
     parts = np.stack(
         [
@@ -104,13 +105,21 @@ def _by_pixels(stack: Blend) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
         ],
         axis=-1,
     ).clip(min=1)
-    most, group = parts.max(axis=-1), np.zeros(0, int)
-    for level in range(1, PARTS + 1):
-        group = np.union1d(group, np.flatnonzero(most == level))
-        left = np.count_nonzero(most > level)
+    sources = used_sources(stack)
+    for alike in _rising(sources):
+        for group in _rising(parts[alike].max(axis=-1)):
+            index = alike[group]
+            yield index, int(sources[index].max()), _pixels(parts[index], totals)
+
+
+def _rising(sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Numbers of the items in groups of rising size, of at least `SMALLEST` items if there are."""
+    group = np.zeros(0, int)
+    for size in np.unique(sizes):
+        group = np.union1d(group, np.flatnonzero(sizes == size))
+        left = np.count_nonzero(sizes > size)
         if not left or min(len(group), left) >= SMALLEST:
-            if len(group):
-                yield group, _pixels(parts[group], totals)
+            yield group
             group = np.zeros(0, int)
 
 
@@ -158,8 +167,10 @@ def statistics_of(
     psf_sigma = jnp.float32(basis.psf_sigma)
     batch = 1 if jax.default_backend() == "cpu" else batch
     order, parts = [], []
-    for index, pixels in _by_pixels(stack):
+    for index, sources, pixels in by_shape(stack):
         some, given = jax.tree.map(lambda leaf, i=index: leaf[i], (stack, amplitudes))
+        some, padding = first_sources(some, sources), some.centers[:, sources:]
+        given = None if given is None else given.first_sources(sources)
         chosen = settings._replace(pixels=pixels, stamp=stamp)
         groups, seen = _by_psf(some), None
         shared = len(index) > batch * len(groups)
@@ -179,11 +190,13 @@ def statistics_of(
                     chosen,
                 )
 
-            parts.append(run_batches(program, mine[0], batch, mine[1]))
+            found = run_batches(program, mine[0], batch, mine[1])
+            n_modes = transforms[0].modes.shape[-3]
+            found = pad_statistics(found._asdict(), padding[group], n_modes, chosen)
+            parts.append(found)
             order.append(index[group])
     back = np.argsort(np.concatenate(order))
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
-    return joined._asdict()
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
 
 
 @eqx.filter_jit

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blendem.blend import Blend
-from blendem.inference.amplitude import Amplitudes, fit_amplitudes, source_slopes
+from blendem.inference.amplitude import (
+    Amplitudes,
+    fit_amplitudes,
+    see_templates,
+    source_slopes,
+)
 from blendem.inference.batch import run_batches
 from blendem.inference.operator import AnyGrid, Separable, operator_of
 from blendem.inference.statistics import STAR_SPREAD, Settings, n_offset_unknowns
@@ -108,8 +113,9 @@ def pixel_problem(
         fluxes = STAR_SPREAD * point[:, None] * slot[None, :, :, None, None]
         blocks = [fluxes.reshape(n * n_bands, -1)]
         if settings.centroid_sigma > 0 or n_offsets:
+            seen = see_templates(renderer, templates)
             _, slope = source_slopes(
-                renderer, templates, amplitudes.centers, amplitudes.flux
+                renderer, seen, amplitudes.centers, amplitudes.flux
             )
             slope = whiten(slope * present[:, None, None, None, None])
         if settings.centroid_sigma > 0:

@@ -114,6 +114,15 @@ def apply_prior(
     return out
 
 
+def prior_product(
+    statistics: BlendStatistics, factor: Float[np.ndarray, "mode mode"]
+) -> Float[np.ndarray, "unknown unknown"]:
+    """`C^T H C` with the block-diagonal factor C of the prior."""
+    # On one side at a time; H is symmetric.
+    half = apply_prior(statistics.H, statistics, factor.T)
+    return apply_prior(half.T, statistics, factor.T)
+
+
 def prior_mean(
     statistics: BlendStatistics, prior: GaussianPrior | LatentPrior
 ) -> Float[np.ndarray, " unknown"]:
@@ -144,10 +153,7 @@ def posterior(statistics: BlendStatistics, prior: GaussianPrior) -> Posterior:
     Hm = H @ m
     r2 = statistics.r2 - 2 * m @ b + m @ Hm
     b_e = apply_prior((b - Hm)[:, None], statistics, factor.T)[:, 0]
-    # C^T H C, with C applied to one side at a time; H is symmetric.
-    precision = apply_prior(
-        apply_prior(H, statistics, factor.T).T, statistics, factor.T
-    )
+    precision = prior_product(statistics, factor)
     precision[np.diag_indices_from(precision)] += 1.0
     lower = scipy.linalg.cholesky(precision, lower=True, check_finite=False)
     half = scipy.linalg.solve_triangular(lower, b_e, lower=True, check_finite=False)

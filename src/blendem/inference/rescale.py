@@ -6,10 +6,17 @@ other amplitudes follow by algebra, exactly where the mean stamp lies in the spa
 """
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float
 
 from blendem.blend import Blend
-from blendem.inference.posterior import BlendStatistics, posterior, unpad
+from blendem.inference.posterior import (
+    BlendStatistics,
+    apply_prior,
+    prior_mean,
+    prior_product,
+    unpad,
+)
 from blendem.prior.gaussian import GaussianPrior, empty_stamp
 
 ITERATIONS = 3
@@ -23,13 +30,7 @@ def rescale(
     dark: Float[np.ndarray, " mode"],
 ) -> BlendStatistics:
     """Statistics with the amplitudes multiplied by `ratio`; those of stars stay."""
-    d = statistics.n_modes
-    factor, shift = np.ones(len(statistics.b)), np.zeros(len(statistics.b))
-    for k, star in enumerate(statistics.is_star):
-        if not star:
-            block = slice(k * d, (k + 1) * d)
-            factor[block] = ratio[k]
-            shift[block] = (1 - ratio[k]) * dark
+    factor, shift = _change(statistics, ratio, dark)
     pull = statistics.H @ shift
     known = statistics.log_amplitude
     return statistics._replace(
@@ -40,6 +41,18 @@ def rescale(
         if known is None
         else known + np.where(statistics.is_star, 0.0, np.log(ratio)),
     )
+
+
+def _change(statistics, ratio, dark):
+    """Scale and shift of all unknowns, w = shift + scale w', for amplitudes times `ratio`."""
+    d = statistics.n_modes
+    scale, shift = np.ones(len(statistics.b)), np.zeros(len(statistics.b))
+    for k, star in enumerate(statistics.is_star):
+        if not star:
+            block = slice(k * d, (k + 1) * d)
+            scale[block] = ratio[k]
+            shift[block] = (1 - ratio[k]) * dark
+    return scale, shift
 
 
 def refine_amplitudes(
@@ -67,16 +80,26 @@ def refine_amplitudes(
     basis, d = prior.basis, statistics.n_modes
     dark = empty_stamp(basis)
     expected = prior.mean_flux(reference)
-    total = np.ones(len(statistics.is_star))
     star = np.asarray(statistics.is_star, bool)
-    current = statistics
+    total, factor = np.ones(len(star)), np.asarray(prior.cholesky, float)
+    mean = prior_mean(statistics, prior)
+    # Scales of galaxies commute with the factor of their prior: the product C^T H C is made once.
+    once = prior_product(statistics, factor)
     for _ in range(iterations):
-        z = posterior(current, prior).mean[: len(star) * d].reshape(-1, d)
-        ratio = basis.flux(z, reference) / expected
+        scale, shift = _change(statistics, total, dark)
+        pull = statistics.b - statistics.H @ (shift + scale * mean)
+        precision = scale[:, None] * once * scale[None]
+        precision[np.diag_indices_from(precision)] += 1.0
+        lower = scipy.linalg.cho_factor(
+            precision, lower=True, overwrite_a=True, check_finite=False
+        )
+        target = scale * apply_prior(pull[:, None], statistics, factor.T)[:, 0]
+        e = scipy.linalg.cho_solve(lower, target, check_finite=False)
+        w = mean + apply_prior(e[:, None], statistics, factor)[:, 0]
+        ratio = basis.flux(w[: len(star) * d].reshape(-1, d), reference) / expected
         ratio = np.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
-        goal = np.where(star, 1.0, np.maximum(total * ratio, minimum))
-        current, total = rescale(current, goal / total, dark), goal
-    return current, total
+        total = np.where(star, 1.0, np.maximum(total * ratio, minimum))
+    return rescale(statistics, total, dark), total
 
 
 def refine_stack(

@@ -229,6 +229,48 @@ def compute_statistics(
     )
 
 
+def pad_statistics(
+    found: dict[str, np.ndarray],
+    centers: Float[Array | np.ndarray, "blend padding 2"],
+    n_modes: int,
+    settings: Settings,
+) -> dict[str, np.ndarray]:
+    """Statistics of stacked blends as they would be with more sources that are padding.
+
+    Args:
+        found: Fields of `Statistics`, each with a leading axis for the blends.
+        centers: Of the padding [model pixel].
+        n_modes: Unknowns of a source, without its shift.
+        settings: What `found` was computed with.
+    """
+    n_blends, padding = centers.shape[:2]
+    if not padding:
+        return found
+    n = found["scale"].shape[1]
+    # Slots of the unknowns, those of the padding left out.
+    kinds = [n_modes] + [2] * (settings.centroid_sigma > 0)
+    slots, first = [], 0
+    for width in kinds:
+        slots.append(first + np.arange(n * width))
+        first += (n + padding) * width
+    others = found["b"].shape[1] - n * sum(kinds)
+    slots = np.concatenate([*slots, first + np.arange(others)])
+    H = np.zeros((n_blends, first + others, first + others), found["H"].dtype)
+    H[:, slots[:, None], slots[None]] = found["H"]
+    b = np.zeros((n_blends, first + others), found["b"].dtype)
+    b[:, slots] = found["b"]
+
+    def longer(name, fill):
+        pad = [(0, 0), (0, padding)] + [(0, 0)] * (found[name].ndim - 2)
+        return np.pad(found[name], pad, constant_values=fill)
+
+    fills = {"scale": 1.0, "flux": 0.0, "flux_error": np.inf}
+    fills |= {"plane_flux": 0.0, "plane_error": 0.0}
+    moved = np.concatenate([found["centers"], np.asarray(centers)], axis=1)
+    padded = {name: longer(name, fill) for name, fill in fills.items()}
+    return found | {"H": H, "b": b, "centers": moved} | padded
+
+
 def see_basis(transform: BasisTransforms, renderer: Renderer) -> Array:
     """What an observation shows of a basis, at no place yet: `Renderer.see` of every band.
 
@@ -319,15 +361,8 @@ def _accumulate(
                 prior_mean = jnp.where(is_variable[k], 0.0, prior_mean)
 
             mixed = own_columns[..., -2:] @ flux[:, model_band]
-
-            def shifted(c):
-                return renderer.render_columns(mixed[..., None], c, pixels)[:, 0]
-
-            unit = jnp.eye(2, dtype=dtype)
-            slopes = jnp.stack(
-                [jax.jvp(shifted, (center,), (unit[axis],))[1] for axis in (0, 1)],
-                axis=-1,
-            )
+            _, slopes = renderer.render_slopes(mixed[..., None], center, pixels)
+            slopes = slopes[..., 0].T
             return weigh(cols), prior_mean, slopes
 
         # One source after the other: as one batch the products are twice as slow on a CPU. A loop
