@@ -213,7 +213,7 @@ def read_run(run: Path) -> MethodResult:
     n_blends = len(read_cutouts(run).blends)
     return MethodResult(
         pd.concat(tables, ignore_index=True),
-        np.concatenate(observed),
+        np.concatenate(_one_size(observed)),
         np.concatenate(corner).astype(int),
         {
             name: _rule_seconds(run, name) / n_blends
@@ -228,6 +228,16 @@ def read_run(run: Path) -> MethodResult:
             )
         ),
     )
+
+
+def _one_size(observed: list[np.ndarray]) -> list[np.ndarray]:
+    """Windows of several fields, dark at the far edges so that all are as wide as the widest."""
+    side = max(images.shape[-1] for images in observed)
+    wider = [side - images.shape[-1] for images in observed]
+    return [
+        np.pad(images, [(0, 0), (0, 0), (0, more), (0, more)])
+        for images, more in zip(observed, wider, strict=True)
+    ]
 
 
 def _rule_seconds(run: Path, rule: str) -> float:

@@ -1,8 +1,11 @@
 """The comparison of methods: known residuals, failures, definitions, errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.table import Table
 
 from blendem.inference.likelihood import complete_draws
 from blendem.inference.posterior import BlendStatistics, posterior
@@ -170,3 +173,29 @@ def test_the_rest_follows_from_the_galaxies_as_in_the_exact_posterior(rng):
     np.testing.assert_allclose(
         complete_draws(s, prior, e[None], None)[0], exact, atol=1e-9
     )
+
+
+def test_fields_with_windows_of_unequal_size_are_one_result(
+    load, tmp_path, monkeypatch
+):
+    """Products have windows as wide as their field needs."""
+    results, sides = load("method_results"), {"a": 5, "b": 9}
+    (tmp_path / "catalog").mkdir()
+    for name in sides:
+        (tmp_path / "catalog" / f"{name}.fits").touch()
+
+    def models(path):
+        side = sides[path.stem]
+        ids = np.array([(3, 4)], dtype=[("corner_y", ">i4"), ("corner_x", ">i4")])
+        return {"OBS_MEAN": np.full((1, 2, side, side), side), "IDS": ids}
+
+    monkeypatch.setattr(results, "read_models", models)
+    monkeypatch.setattr(results, "read_table", lambda p: (Table({"id": [7]}), {}))
+    nothing = SimpleNamespace(blends=[0, 0])
+    monkeypatch.setattr(results, "read_cutouts", lambda run: nothing)
+    found = results.read_run(tmp_path)
+    assert found.observed.shape == (2, 2, 9, 9)
+    assert (found.observed[0, :, :5, :5] == 5).all() and found.observed[0].sum() == 250
+    assert (found.observed[1] == 9).all()
+    assert found.table["field"].tolist() == ["a", "b"]
+    assert found.corner.tolist() == [[3, 4], [3, 4]]
