@@ -277,7 +277,10 @@ def plot_lsst_sim(parts, more) -> Figure | None:
             elinewidth=0.7,
         )
         shown.add(method)
-    ax.set(xlabel="|bias| of magnitudes, mean of bands", ylabel="scatter of magnitudes")
+    ax.set(
+        xlabel="|bias| of magnitudes, mean of bands [mag]",
+        ylabel="scatter of magnitudes [mag]",
+    )
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     legend(figure, shown)

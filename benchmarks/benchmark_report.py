@@ -646,6 +646,7 @@ def page(parts, more, summary: Summary, figures: list[str]) -> list[str]:
     lines += picture("benchmark_depth") + picture("benchmark_lsst")
     if "sim" in more:
         lines += ["## Blends of another pipeline", "", *sim_table(more["sim"])]
+        lines += picture("benchmark_lsst_sim")
     if "speed" in more:
         lines += [
             "## Throughput",
