@@ -1,5 +1,6 @@
 """Amplitudes changed by algebra against amplitudes changed in pixels."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 
@@ -103,9 +104,16 @@ def test_without_data_amplitudes_stay(prior):
 
 
 def test_every_iteration_is_a_posterior_of_rescaled_statistics(prior, rng):
-    data = 5 * rng.normal(size=75)
-    one = statistics_of(prior.basis, [2.0, 5.0, 3.0], data, 0.3, stars=(1,))
-    minimum, total, current = np.array([0.1, 0.1, 0.9]), np.ones(3), one
+    prior = eqx.tree_at(lambda p: p.mean, prior, np.array([0.1, 0.05, -0.1]))
+    light = np.concatenate(
+        [
+            s * np.asarray(prior.basis.decode(z)).ravel()
+            for s, z in zip((3.0, 5.0, 4.0), 0.1 * rng.normal(size=(3, D)), strict=True)
+        ]
+    )
+    data = light + 0.1 * rng.normal(size=75)
+    one = statistics_of(prior.basis, [2.0, 5.0, 6.0], data, 0.1, stars=(1,))
+    minimum, total, current = np.array([0.1, 0.1, 0.1]), np.ones(3), one
     dark = empty_stamp(prior.basis)
     for _ in range(3):
         z = posterior(current, prior).mean[: 3 * D].reshape(-1, D)
@@ -114,8 +122,13 @@ def test_every_iteration_is_a_posterior_of_rescaled_statistics(prior, rng):
         goal[1] = 1.0
         current, total = rescale(current, goal / total, dark), goal
     refined, found = refine_amplitudes(one, prior, 0, minimum, 3)
+    # They move, and neither limit decides.
     assert np.abs(np.log(found[[0, 2]])).min() > 0.01
+    assert found.min() > 0.15 and found.max() < 2.9
     np.testing.assert_allclose(found, total, rtol=1e-9)
     for name in ("H", "b", "r2"):
         value = getattr(current, name)
         np.testing.assert_allclose(getattr(refined, name), value, rtol=1e-9, atol=1e-9)
+    # A lowest amplitude above them is what is found.
+    _, limited = refine_amplitudes(one, prior, 0, 1.2 * found, 3)
+    np.testing.assert_allclose(limited, [1.2 * found[0], 1.0, 1.2 * found[2]])
