@@ -217,8 +217,7 @@ class Renderer(eqx.Module):
         center: Float[Array, " 2"],
     ) -> Float[Array, "*batch height width"]:
         """As `render_transform`, with the kernel of the wanted bands given."""
-        pixels = jnp.arange(self.shape[0] * self.shape[1])
-        values = self.render_pixels(transform, kernel, center, pixels)
+        values = self.render_pixels(transform, kernel, center, self._all_pixels())
         return values.reshape(*values.shape[:-1], *self.shape)
 
     def render_pixels(
@@ -278,7 +277,7 @@ class Renderer(eqx.Module):
             values = self._shift(seen, center)
             return values if pixels is None else values[pixels]
         if pixels is None:
-            pixels = jnp.arange(self.shape[0] * self.shape[1])
+            pixels = self._all_pixels()
         return self._render_product(jnp.moveaxis(seen, -1, 0), center, pixels).T
 
     def render_slopes(
@@ -300,6 +299,10 @@ class Renderer(eqx.Module):
         unit = jnp.eye(2, dtype=center.dtype)
         slopes = [jax.jvp(render, (center,), (unit[i],))[1] for i in (0, 1)]
         return value, jnp.stack(slopes)
+
+    def _all_pixels(self) -> Int[Array, " pixel"]:
+        """Numbers of all pixels, row by row."""
+        return jnp.arange(self.shape[0] * self.shape[1])
 
     def _render_product(
         self,

@@ -191,9 +191,10 @@ def statistics_of(
                 )
 
             found = run_batches(program, mine[0], batch, mine[1])
-            n_modes = transforms[0].modes.shape[-3]
-            found = pad_statistics(found._asdict(), padding[group], n_modes, chosen)
-            parts.append(found)
+            found = found._asdict()
+            parts.append(
+                pad_statistics(found, padding[group], len(basis.modes), chosen)
+            )
             order.append(index[group])
     back = np.argsort(np.concatenate(order))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)

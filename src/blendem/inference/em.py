@@ -316,8 +316,7 @@ def converged(card: Mapping[str, Any], lap: int) -> bool:
         card: Of the prior that `lap` begins with.
         lap: Its number. The first one begins anew, whatever blends its prior comes from.
     """
-    laps = card.get("laps", [])
-    return lap > 1 and bool(laps) and laps[-1].get("step", 1.0) == 0
+    return _lap_before(card, lap).get("step", 1.0) == 0
 
 
 def misfit_before(card: Mapping[str, Any], lap: int) -> float:
@@ -326,8 +325,13 @@ def misfit_before(card: Mapping[str, Any], lap: int) -> float:
     Returns:
         Minus infinity in the first lap.
     """
+    return _lap_before(card, lap).get("misfit", -math.inf)
+
+
+def _lap_before(card, lap):
+    """What the lap before noted; nothing in the first one."""
     laps = card.get("laps", []) if lap > 1 else []
-    return laps[-1].get("misfit", -math.inf) if laps else -math.inf
+    return laps[-1] if laps else {}
 
 
 def is_held_out(names: Sequence[str], part: float, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from blendem.prior.gaussian import GaussianPrior
 from blendem.prior.latent import LatentPrior
@@ -63,6 +63,22 @@ class Posterior(NamedTuple):
         return self.mean + rng.standard_normal((n, len(self.mean))) @ self.root.T
 
 
+def own_unknowns(
+    present: Bool[np.ndarray, " padded"], n_modes: int, shifts: bool, others: int
+) -> Bool[np.ndarray, " unknown"]:
+    """Which unknowns of a padded blend are not those of padding (order as in `Statistics`).
+
+    Args:
+        present: False for padding.
+        n_modes: Unknowns of a source, without its shift.
+        shifts: Whether every source has a shift (y, x).
+        others: Unknowns that belong to no source.
+    """
+    widths = [n_modes, 2] if shifts else [n_modes]
+    mine = [np.repeat(present, width) for width in widths]
+    return np.concatenate([*mine, np.ones(others, bool)])
+
+
 def unpad(
     H: Float[np.ndarray, "padded padded"],
     b: Float[np.ndarray, " padded"],
@@ -79,11 +95,7 @@ def unpad(
     padded = len(present)
     extra = len(b) - padded * n_modes
     shifts = 2 * padded if extra >= 2 * padded else 0
-    keep = [np.repeat(present, n_modes)]
-    if shifts:
-        keep.append(np.repeat(present, 2))
-    keep.append(np.ones(extra - shifts, bool))
-    keep = np.concatenate(keep)
+    keep = own_unknowns(present, n_modes, shifts > 0, extra - shifts)
     return BlendStatistics(
         np.asarray(H, float)[np.ix_(keep, keep)],
         np.asarray(b, float)[keep],

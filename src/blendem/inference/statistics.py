@@ -22,6 +22,7 @@ from blendem.inference.amplitude import (
     plane_scale,
     templates_seen,
 )
+from blendem.inference.posterior import own_unknowns
 from blendem.noise import whiten_rows
 from blendem.prior.gaussian import Basis
 from blendem.prior.magnify import LargeStamps
@@ -246,29 +247,30 @@ def pad_statistics(
     n_blends, padding = centers.shape[:2]
     if not padding:
         return found
-    n = found["scale"].shape[1]
-    # Slots of the unknowns, those of the padding left out.
-    kinds = [n_modes] + [2] * (settings.centroid_sigma > 0)
-    slots, first = [], 0
-    for width in kinds:
-        slots.append(first + np.arange(n * width))
-        first += (n + padding) * width
-    others = found["b"].shape[1] - n * sum(kinds)
-    slots = np.concatenate([*slots, first + np.arange(others)])
-    H = np.zeros((n_blends, first + others, first + others), found["H"].dtype)
+    n, n_unknowns = found["scale"].shape[1], found["b"].shape[1]
+    shifts = settings.centroid_sigma > 0
+    others = n_unknowns - n * (n_modes + 2 * shifts)
+    mine = own_unknowns(np.arange(n + padding) < n, n_modes, shifts, others)
+    slots = np.flatnonzero(mine)
+    H = np.zeros((n_blends, len(mine), len(mine)), found["H"].dtype)
     H[:, slots[:, None], slots[None]] = found["H"]
-    b = np.zeros((n_blends, first + others), found["b"].dtype)
+    b = np.zeros((n_blends, len(mine)), found["b"].dtype)
     b[:, slots] = found["b"]
 
     def longer(name, fill):
         pad = [(0, 0), (0, padding)] + [(0, 0)] * (found[name].ndim - 2)
         return np.pad(found[name], pad, constant_values=fill)
 
-    fills = {"scale": 1.0, "flux": 0.0, "flux_error": np.inf}
-    fills |= {"plane_flux": 0.0, "plane_error": 0.0}
-    moved = np.concatenate([found["centers"], np.asarray(centers)], axis=1)
-    padded = {name: longer(name, fill) for name, fill in fills.items()}
-    return found | {"H": H, "b": b, "centers": moved} | padded
+    return found | {
+        "H": H,
+        "b": b,
+        "centers": np.concatenate([found["centers"], np.asarray(centers)], axis=1),
+        "scale": longer("scale", 1.0),
+        "flux": longer("flux", 0.0),
+        "flux_error": longer("flux_error", np.inf),
+        "plane_flux": longer("plane_flux", 0.0),
+        "plane_error": longer("plane_error", 0.0),
+    }
 
 
 def see_basis(transform: BasisTransforms, renderer: Renderer) -> Array:
