@@ -126,6 +126,8 @@ real-tiers: real
 # Files of tests side by side: what one of them has compiled stays in its process.
 PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
+# Tests compile much and compute little: without LLVM's optimizations they take three quarters of the time.
+test: export XLA_FLAGS += --xla_backend_optimization_level=0
 test: $(STAMP)
 	$(PYTEST)
 

@@ -291,6 +291,11 @@ class PriorConfig(Section):
         " model of these (latent) or of pixels (unet)",
     )
     modes: PositiveInt = Field(128, description="number of principal modes")
+    flux_modes: bool = Field(
+        False,
+        description="one more mode per band, so that the basis holds the whole flux of every"
+        " galaxy: faint wings are then in the errors of fluxes",
+    )
     latent: PositiveInt = Field(
         64,
         description="modes that the diffusion moves; the rest, fine detail that only bright"

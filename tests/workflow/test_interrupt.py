@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,7 @@ from astropy.table import Table
 from tests.workflow.command import ROOT, snakemake
 
 KILLS = 3
-# Without the cache of compiled programs, or the second run would be faster than the first.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+SHARE = 0.22  # largest part of the jobs that one start may finish
 
 
 def command(folder: Path, run: str, *options: str) -> list[str]:
@@ -26,20 +26,38 @@ def command(folder: Path, run: str, *options: str) -> list[str]:
     return snakemake(folder, config, *more)
 
 
-def finish(folder: Path, run: str) -> float:
-    """Run to the end; seconds it took."""
-    subprocess.run(
-        command(folder, run, "--unlock"),
-        check=True,
-        capture_output=True,
-        env=ENVIRONMENT,
-    )
-    start = time.monotonic()
-    done = subprocess.run(
-        command(folder, run), capture_output=True, text=True, env=ENVIRONMENT
-    )
+def finish(folder: Path, run: str) -> int:
+    """Run to the end; number of jobs."""
+    subprocess.run(command(folder, run, "--unlock"), check=True, capture_output=True)
+    done = subprocess.run(command(folder, run), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return time.monotonic() - start
+    steps = re.findall(r"(\d+) of (\d+) steps", done.stdout + done.stderr)
+    assert steps and steps[-1][0] == steps[-1][1]
+    return int(steps[-1][1])
+
+
+def kill(folder: Path, run: str, jobs: int, delay: float) -> bool:
+    """SIGKILL to the process group `delay` seconds after `jobs` jobs; whether it was running."""
+    process = subprocess.Popen(
+        command(folder, run),
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    done, lines = 0, []
+    while done < jobs and (line := process.stdout.readline()):
+        lines.append(line)
+        if step := re.match(r"(\d+) of \d+ steps", line):
+            done = int(step[1])
+    time.sleep(delay)
+    running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+    assert done == jobs, "".join(lines)[-3000:]
+    return running
 
 
 def assert_same(one: Path, two: Path, run: str) -> None:
@@ -78,25 +96,14 @@ def assert_complete(folder: Path, run: str) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("run", ["smoke", "smoke_em", "smoke_unet"])
 def test_a_killed_run_ends_with_the_same_catalog(tmp_path, rng, run):
-    """SIGKILL to the process group at three random moments of a run."""
+    """SIGKILL to the process group at three random moments of a run, in the middle of a job."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
-    seconds = finish(whole, run)
+    jobs = finish(whole, run)
     kills = 0
-    for moment in np.sort(rng.uniform(0.05, 0.8, KILLS)):
-        process = subprocess.Popen(
-            command(killed, run),
-            start_new_session=True,
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        # Later starts have less to do: the moment is a part of what is left.
-        time.sleep(max(5.0, moment * seconds * 0.35))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
+    for _ in range(KILLS):
+        few = int(rng.integers(1, SHARE * jobs))
+        kills += kill(killed, run, few, rng.uniform(0, 4))
         assert_complete(killed, run)
         lock = killed / ".snakemake" / "locks"
         shutil.rmtree(lock, ignore_errors=True)
@@ -105,7 +112,7 @@ def test_a_killed_run_ends_with_the_same_catalog(tmp_path, rng, run):
     assert_same(whole, killed, run)
     if run == "smoke_em":
         more = [*command(whole, run), "em={laps: 3}", "--dry-run"]
-        plan = subprocess.run(more, capture_output=True, text=True, env=ENVIRONMENT)
+        plan = subprocess.run(more, capture_output=True, text=True)
         text = plan.stdout + plan.stderr
         # Two chunks of the new lap, and nothing of the old ones.
         jobs = [line.split() for line in text.splitlines()]

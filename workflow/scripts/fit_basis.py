@@ -10,7 +10,7 @@ from blendem.config import FrameConfig, PriorConfig
 from blendem.io.priors import check_prior, gaussian_of, read_prior, write_prior
 from blendem.logs import configure_logging
 from blendem.prior.gaussian import GaussianPrior
-from blendem.prior.pca import fit_basis, fit_moments
+from blendem.prior.pca import fit_basis, fit_moments, with_fluxes
 from blendem.prior.stamps import prepare_stamps
 from blendem.rng import stage_rng
 from blendem.survey.instruments import FLUX_WEIGHT, INSTRUMENTS, seen_by
@@ -56,6 +56,13 @@ def main(
     )
     if not used.all():
         LOG.warning("%d stamps without flux in %s left out", sum(~used), reference_band)
+    metric = seen_by(
+        instruments,
+        bands,
+        psf_sigma=frame.psf_sigma,
+        pixel_scale=scale,
+        weight=flux[used].astype(float) ** FLUX_WEIGHT,
+    )
     basis = fit_basis(
         images,
         config.modes,
@@ -63,14 +70,10 @@ def main(
         psf_sigma=frame.psf_sigma,
         pixel_scale=scale,
         rng=rng,
-        metric=seen_by(
-            instruments,
-            bands,
-            psf_sigma=frame.psf_sigma,
-            pixel_scale=scale,
-            weight=flux[used].astype(float) ** FLUX_WEIGHT,
-        ),
+        metric=metric,
     )
+    if config.flux_modes:
+        basis = with_fluxes(basis, images, metric)
     prior = GaussianPrior.from_moments(basis, *fit_moments(basis, images))
     total = float(basis.residual) + float(np.sum(basis.eigenvalues))
     card = {

@@ -14,6 +14,7 @@ POWER_STEPS = 4
 # Two eigenvalues closer than this are taken for a degenerate pair (the symmetry group of the
 # square has a two-dimensional representation), which a cut must not separate.
 PAIR_TOLERANCE = 2e-3
+FLUX_FLOOR = 1e-5  # rms error of a flux that a mode is worth, over the reference flux
 
 
 def normalise_stamps(
@@ -199,6 +200,61 @@ def _regress(stamps, mean, components, root, metric):
     modes[0] = lead
     modes[1:] = np.linalg.solve(gram[1:, 1:], cross[1:])
     return modes.reshape(d, *shape), analysis
+
+
+def with_fluxes(
+    basis: Basis,
+    stamps: Float[np.ndarray, "n band y x"],
+    metric: Metric | None = None,
+) -> Basis:
+    """The basis and modes that make the flux of every stamp exact, at most one per band.
+
+    Principal components care for light where it is bright. Faint wings far out can hold
+    several per cent of a flux, differ from galaxy to galaxy, and are then missing in its error. The
+    new coordinates are the errors of the fluxes of projected stamps, decorrelated; their modes the
+    linear regression on them of what the basis leaves over. They come last, in order
+    of their variance.
+
+    Args:
+        basis: Of `fit_basis`, from these stamps.
+        stamps: As `fit_basis` had them.
+        metric: As `fit_basis` had it.
+    """
+    n, n_bands, *shape = stamps.shape
+    weight = np.ones(n) if metric is None else metric.weight / metric.weight.mean()
+    weight = weight.astype(np.float32)[:, None]
+    modes = np.asarray(basis.modes).reshape(len(basis.modes), -1)
+    dual = np.asarray(basis.dual).reshape(modes.shape)
+    light = np.asarray(basis.modes, float).sum((-2, -1)).T  # of the modes, by band
+    # Inner products with these are errors of fluxes: the sums of pixels less those of the modes.
+    analysis = np.repeat(np.eye(n_bands), np.prod(shape), axis=1) - light @ dual
+    gram = np.zeros((n_bands, n_bands))
+    cross = np.zeros(analysis.shape)
+    for t in symmetries((stamps - np.asarray(basis.mean)).astype(np.float32)):
+        u = np.ascontiguousarray(t).reshape(n, -1)
+        scores = weight * (u @ analysis.T.astype(np.float32))
+        gram += scores.T @ (scores / weight)
+        cross += scores.T @ u - (scores.T @ (u @ dual.T)) @ modes
+    gram, cross = gram / (n * N_SYMMETRIES), cross / (n * N_SYMMETRIES)
+    values, vectors = np.linalg.eigh(gram)
+    kept = np.flatnonzero(values > FLUX_FLOOR**2)[::-1]
+    white = (vectors[:, kept] / np.sqrt(values[kept])).T
+    added = (white @ cross).reshape(-1, n_bands, *shape).astype(np.float32)
+    seen = added if metric is None else metric.apply(added)
+    variance = np.sum(seen.astype(float) ** 2, axis=(1, 2, 3))
+    analysis = np.concatenate([dual, white @ analysis]).astype(np.float32)
+    return Basis(
+        mean=basis.mean,
+        modes=np.concatenate([np.asarray(basis.modes), added]),
+        eigenvalues=np.concatenate([basis.eigenvalues, variance]).astype(np.float32),
+        residual=np.asarray(
+            max(float(basis.residual) - variance.sum(), 0.0), np.float32
+        ),
+        psf_sigma=basis.psf_sigma,
+        pixel_scale=basis.pixel_scale,
+        bands=basis.bands,
+        analysis=analysis.reshape(-1, n_bands, *shape),
+    )
 
 
 def fit_moments(
