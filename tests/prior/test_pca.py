@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from blendem.prior.pca import Metric, fit_basis, fit_moments, normalise_stamps
+from blendem.prior.pca import (
+    Metric,
+    fit_basis,
+    fit_moments,
+    normalise_stamps,
+    with_fluxes,
+)
 from blendem.prior.symmetry import latent_symmetries, symmetries
 
 RANK, BANDS, SIDE, N = 3, 2, 9, 60
@@ -134,3 +140,40 @@ def test_observed_basis_holds_the_mean_and_scaled_galaxies(stamps, seen, rng):
     np.testing.assert_allclose(scaled, dark + 3 * (z - dark), rtol=2e-3, atol=2e-3)
     for r in latent_symmetries(basis.modes, basis.dual):
         np.testing.assert_allclose(r @ r.T, np.eye(d), atol=2e-2)
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_flux_modes_make_every_flux_exact(stamps, seen, rng, observed):
+    """Two modes leave errors of fluxes; one more per band leaves none and adds nothing else."""
+    metric = seen if observed else None
+    # Faint light everywhere, of its own in every band.
+    stamps = stamps + rng.normal(0, 0.01, (N, BANDS, 1, 1))
+    basis = fit_basis(
+        stamps,
+        2,
+        bands=("g", "r"),
+        psf_sigma=0.7,
+        pixel_scale=0.2,
+        rng=rng,
+        metric=metric,
+    )
+    both, d = with_fluxes(basis, stamps, metric), len(basis.modes)
+    assert both.modes.shape == both.dual.shape == (d + 2, *stamps.shape[1:])
+    new = np.random.default_rng(5).normal(size=(3, *stamps.shape[1:]))
+    for u in (stamps, np.rot90(stamps, 1, (-2, -1)), new):
+        lost = [b.decode(b.encode(u)) - u for b in (basis, both)]
+        errors = [np.abs(x.sum((-2, -1))).max(0) for x in lost]
+        assert (errors[0] > 0.5).all()
+        # float32 sums over pixels and stamps
+        assert (errors[1] < 1e-3 * errors[0]).all()
+    z = both.encode(stamps)
+    np.testing.assert_allclose(z[:, :d], basis.encode(stamps), rtol=1e-4, atol=1e-5)
+    covariance = fit_moments(both, stamps)[1]
+    np.testing.assert_allclose(covariance[d:, d:], np.eye(2), atol=1e-3)
+    product = both.dual.reshape(d + 2, -1) @ both.modes.reshape(d + 2, -1).T
+    np.testing.assert_allclose(product[d:, :], np.eye(d + 2)[d:], atol=1e-3)
+    # Light that the modes leave over, less what the new ones take.
+    left = basis.residual - both.residual
+    assert left == pytest.approx(both.eigenvalues[d:].sum(), rel=1e-4)
+    again = with_fluxes(both, stamps, metric)
+    assert len(again.modes) == d + 2

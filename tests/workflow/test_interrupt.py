@@ -93,7 +93,7 @@ def assert_complete(folder: Path, run: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("run", ["smoke", "smoke_em", "smoke_unet"])
 def test_a_killed_run_ends_with_the_same_catalog(tmp_path, rng, run):
     """SIGKILL to the process group at three random moments of a run, in the middle of a job."""

@@ -14,7 +14,7 @@ POWER_STEPS = 4
 # Two eigenvalues closer than this are taken for a degenerate pair (the symmetry group of the
 # square has a two-dimensional representation), which a cut must not separate.
 PAIR_TOLERANCE = 2e-3
-FLUX_FLOOR = 1e-5  # rms error of a flux that a mode is worth, over the reference flux
+FLUX_FLOOR = 1e-4  # rms error of a flux that a mode is worth, over the reference flux
 
 
 def normalise_stamps(
